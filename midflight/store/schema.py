@@ -1,0 +1,52 @@
+"""The tables of the store; one schema for the embedded SQLite and for Postgres later."""
+
+from __future__ import annotations
+
+from ..stream.measures import MEASURES
+
+VERSION = 1
+
+_KEY = "campaign INTEGER, minute INTEGER, variant INTEGER, wave INTEGER, provider INTEGER, source INTEGER, segment INTEGER"
+_KEY_NAMES = "campaign, minute, variant, wave, provider, source, segment"
+
+SCHEMA = f"""
+-- position: the next log position to fold; log_time_us: append time of the last folded record; version, fold, epoch
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+-- Ids of names, made in log order. kind: campaign, variant, wave, provider, source, or `attribute:NAME`. Id 0 is "unknown" and not stored.
+CREATE TABLE IF NOT EXISTS names (kind TEXT, id INTEGER, name TEXT, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+
+-- minute: minutes since 1970 of when things happened. segment: one byte per configured attribute, the first lowest.
+CREATE TABLE IF NOT EXISTS cells ({_KEY},
+    {", ".join(f"{m} INTEGER NOT NULL DEFAULT 0" for m in MEASURES)},
+    PRIMARY KEY ({_KEY_NAMES})) WITHOUT ROWID;
+
+-- kind: 0 open, 1 click, 2 conversion; minute is that of the action; bucket counts DELAY_EDGES_S not above the delay
+CREATE TABLE IF NOT EXISTS delays ({_KEY}, kind INTEGER, bucket INTEGER, n INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY ({_KEY_NAMES}, kind, bucket)) WITHOUT ROWID;
+
+-- One row per campaign: its sums and the span of its minutes, so that a list of campaigns never scans cells.
+CREATE TABLE IF NOT EXISTS campaigns (campaign INTEGER PRIMARY KEY, first_minute INTEGER, last_minute INTEGER,
+    {", ".join(f"{m} INTEGER NOT NULL DEFAULT 0" for m in MEASURES)});
+
+-- Messages with a human click: who clicked and has not converted. converted_at_us is 0 until an attributed conversion.
+CREATE TABLE IF NOT EXISTS clickers (campaign INTEGER, message INTEGER, recipient TEXT, variant INTEGER, wave INTEGER,
+    clicked_at_us INTEGER, converted_at_us INTEGER, PRIMARY KEY (campaign, message)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS clickers_at ON clickers (campaign, clicked_at_us);
+
+-- What could not be read, with its bytes. state: 0 waiting, 1 replayed and folded, 2 replayed and still bad.
+CREATE TABLE IF NOT EXISTS dead (position INTEGER, item INTEGER, source TEXT, reason TEXT, detail TEXT, raw BLOB, at_us INTEGER,
+    state INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (position, item)) WITHOUT ROWID;
+
+-- Receipt side, by minute of receipt. dropped reasons are in `drops`.
+CREATE TABLE IF NOT EXISTS receipts (source TEXT, minute INTEGER, records INTEGER NOT NULL DEFAULT 0, events INTEGER NOT NULL DEFAULT 0,
+    duplicates INTEGER NOT NULL DEFAULT 0, bad INTEGER NOT NULL DEFAULT 0, last_event_us INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (source, minute)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS drops (source TEXT, reason TEXT, n INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (source, reason)) WITHOUT ROWID;
+
+-- Wall time from receipt to readable number; outside of what a replay has to reproduce. bucket: FRESHNESS_EDGES_MS.
+CREATE TABLE IF NOT EXISTS freshness (minute INTEGER, bucket INTEGER, n INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (minute, bucket)) WITHOUT ROWID;
+
+-- Events that were dropped as duplicates or whose verdict changed after the first reading; the history applies them.
+CREATE TABLE IF NOT EXISTS marks (position INTEGER, item INTEGER, mark TEXT, PRIMARY KEY (position, item, mark)) WITHOUT ROWID;
+"""
