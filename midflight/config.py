@@ -15,29 +15,29 @@ attributes_max = 7  # one byte each in a cell's key
 class Door(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where webhooks come in. ``public_url`` is how vendors reach it; Mandrill signs it, and the console shows it to copy."""
 
-    host: str = "127.0.0.1"
-    port: int = 8400
-    public_url: str = ""
-    body_bytes_max: int = 5 * 1024 * 1024
-    inflated_bytes_max: int = 20 * 1024 * 1024
-    events_max: int = 10_000
-    event_bytes_max: int = 256 * 1024
-    connections_max: int = 2_000
-    slow_client_s: float = 10.0
-    waiting_bytes_max: int = 64 * 1024 * 1024
+    host: str = "127.0.0.1"  # address to listen on; a proxy with TLS stands in front of it
+    port: int = 8400  # port to listen on
+    public_url: str = ""  # `https://hooks.example.com`, without a path
+    body_bytes_max: int = 5 * 1024 * 1024  # larger requests get 413
+    inflated_bytes_max: int = 20 * 1024 * 1024  # the same, for what a compressed body becomes
+    events_max: int = 10_000  # more events in one request get 413
+    event_bytes_max: int = 256 * 1024  # a larger single event gets 413
+    connections_max: int = 2_000  # open connections at a time
+    slow_client_s: float = 10.0  # a request that has not arrived by then is cut off
+    waiting_bytes_max: int = 64 * 1024 * 1024  # bodies waiting to be stored; beyond it new ones get 429
 
 
 class Console(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where people and programs look. Users and tokens are made with `midflight user` and `midflight token`."""
 
-    host: str = "127.0.0.1"
-    port: int = 8401
+    host: str = "127.0.0.1"  # address to listen on; a proxy with TLS stands in front of it
+    port: int = 8401  # port to listen on
 
 
 class Attribution(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A conversion belongs to the last human click of its recipient at most this long before it."""
 
-    click_window_minutes: int = 7 * 24 * 60
+    click_window_minutes: int = 7 * 24 * 60  # 7 days
 
 
 class Attribute(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -46,31 +46,31 @@ class Attribute(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ``bands: [25, 40, 60]`` makes ``<25``, ``25-39``, ``40-59``, ``60+`` of a number.
     """
 
-    name: str
-    trait: str = ""
-    bands: list[float] = []
+    name: str  # what the dimension is called
+    trait: str = ""  # the trait it is read from; the name, where none is given
+    bands: list[float] = []  # ascending edges, for numbers
 
 
 class Retention(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """How long things are kept. The log is the truth: what it loses cannot be rebuilt."""
 
-    log_days: int = 400
-    dedup_days: int = 40
-    history_days: int = 3650
+    log_days: int = 400  # accepted requests, byte for byte
+    dedup_days: int = 40  # how long a repeated event is known as one; at least 35
+    history_days: int = 3650  # one row an event, for `midflight sql`
 
 
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All settings, each with a default that suits one machine."""
 
-    data: str = "data"
+    data: str = "data"  # folder of everything Midflight stores
     door: Door = msgspec.field(default_factory=Door)
     console: Console = msgspec.field(default_factory=Console)
     attribution: Attribution = msgspec.field(default_factory=Attribution)
     retention: Retention = msgspec.field(default_factory=Retention)
-    attributes: list[str | Attribute] = []
+    attributes: list[str | Attribute] = []  # recipient attributes that are dimensions: names, or mappings as below; at most 7
     # name -> {kind: sendgrid, ...that vendor's settings}
     sources: dict[str, dict] = {}
-    shards: int = 1
+    shards: int = 1  # parts the recipients are divided into, 1 to 64; the numbers are the same for any
 
     @property
     def folder(self) -> Path:
