@@ -10,8 +10,8 @@ from ...cli import app
 HEAD = """\
 # Commands
 
-`midflight COMMAND --help` says the same. Exit codes: 0 done, 1 the command's answer is no (`verify` found a difference, say), 2 a mistake in what was
-asked for, told in one line on the error output. `--config FILE` may stand before or after a command.
+`midflight COMMAND --help` says the same. Exit codes: 0 done, 1 the command's answer is no (a check found a difference, say), 2 a
+mistake in what was asked for, told in one line on the error output. `--config FILE` may stand before or after a command.
 """
 
 
@@ -29,7 +29,11 @@ def section(title: str, command, level: int) -> list[str]:
     inner = getattr(command, "commands", {})
     usage = [title, *(["COMMAND"] if inner else [])]
     usage += [f"[{p.metavar or p.name.upper()}]" if not p.required else (p.metavar or p.name.upper()) for p in arguments(command)]
-    parts = [f"{'#' * level} {title}", help_of(command), f"```\n{' '.join(usage)} [OPTIONS]\n```" if options(command) else f"```\n{' '.join(usage)}\n```"]
+    parts = [
+        f"{'#' * level} {title}",
+        help_of(command),
+        f"```\n{' '.join(usage)} [OPTIONS]\n```" if options(command) else f"```\n{' '.join(usage)}\n```",
+    ]
     parts += options_of(command)
     for name in inner:
         parts += section(f"{title} {name}", inner[name], level + 1)

@@ -10,19 +10,20 @@ from .._settings import Setting, docstring_of, settings_of
 HEAD = """\
 # Configuration
 
-Midflight reads `midflight.yaml` in the folder it is started in, or the file that `--config` or the environment's `MIDFLIGHT_CONFIG` names. Without
-a file every setting has its default. `midflight init` writes one with all settings in it, as comments.
+Midflight reads `midflight.yaml` in the folder it is started in, or the file that `--config` or the environment's `MIDFLIGHT_CONFIG`
+names. Without a file every setting has its default. `midflight init` writes one with all settings in it, as comments.
 
-The file is checked strictly before anything starts: an unknown name, a wrong type or settings that contradict each other stop the start, with the
-path of the mistake (`$.retention.dedup_days`) and, for a misspelt name, the nearest known one.
+The file is checked strictly before anything starts: an unknown name, a wrong type or settings that contradict each other stop the
+start, with the path of the mistake (`$.retention.dedup_days`) and, for a misspelt name, the nearest known one.
 
-A value written `env:NAME` or `file:PATH` anywhere under `sources` is read from the environment or from a file, so that the configuration itself
-holds no secret.
+A value written `env:NAME` or `file:PATH` anywhere under `sources` is read from the environment or from a file, so that the
+configuration itself holds no secret.
 """
 
 SOURCES = """\
-One entry for each place that events come from. Its name is the last part of the webhook's URL (`/in/NAME`) and the first half of every key by which
-duplicates are known, so it should not change later. `kind` is the vendor; the other settings are in [sources](sources.md).
+One entry for each place that events come from. Its name is the last part of the webhook's URL (`/in/NAME`) and the first half of
+every key by which duplicates are known, so it should not change later. `kind` is the vendor; the other settings are in
+[sources](sources.md).
 
 ```yaml
 sources:
@@ -36,7 +37,9 @@ sources:
 def page() -> str:
     """Return the page: the top-level settings, then one section for each part."""
     top = settings_of(Config)
-    plain = [setting for setting in top if not isinstance(setting.default, msgspec.Struct) and setting.name not in ("attributes", "sources")]
+    plain = [
+        setting for setting in top if not isinstance(setting.default, msgspec.Struct) and setting.name not in ("attributes", "sources")
+    ]
     parts = [HEAD, "## Top level", table(plain)]
     for setting in top:
         if isinstance(setting.default, msgspec.Struct):

@@ -15,16 +15,15 @@ from .configuration import table
 HEAD = """\
 # Sources
 
-A source is a place that events come from. Each has an entry under `sources` in `midflight.yaml`; the entry's name is the last part of the URL that you
-give to the vendor:
+A source is a place that events come from. Each has an entry under `sources` in `midflight.yaml`; the entry's name is the last part
+of the URL that you give to the vendor:
 
 ```
 https://YOUR-PUBLIC-HOST/in/NAME
 ```
 
-Midflight answers `200` once the request is on disk, and only then. A request whose signature or credentials do not fit is answered `401`. One that
-is authentic but cannot be read later is kept with its reason under Sources in the console, where it can be read again.
-
+Midflight answers `200` once the request is on disk, and only then. A request whose signature or credentials do not fit is answered
+`401`. One that is authentic but cannot be read later is kept with its reason under Sources in the console, to be read again.
 """
 
 SHAPES = {
@@ -39,7 +38,13 @@ SHAPES = {
 def page() -> str:
     """Return the page: what all sources share, then one section for each."""
     sources = REGISTRY.all()
-    parts = [HEAD, overview(sources), "## Settings of every source", docstring_of(SourceConfig).replace("``", "`"), table(settings_of(SourceConfig))]
+    parts = [
+        HEAD,
+        overview(sources),
+        "## Settings of every source",
+        docstring_of(SourceConfig).replace("``", "`"),
+        table(settings_of(SourceConfig)),
+    ]
     for name, source in sorted(sources.items(), key=lambda item: item[1].label.lower()):
         parts += section(name, source)
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -93,7 +98,9 @@ def example(source: type[Source]) -> list[str]:
     first, *others = source.EXAMPLES
     parts = [f"Example: {first['title']}.", fenced(first["body"]), "becomes", fenced(first["events"])]
     if others:
-        parts.append("Also shown in the source's file: " + "; ".join(other["title"][0].lower() + other["title"][1:] for other in others) + ".")
+        parts.append(
+            "Also shown in the source's file: " + "; ".join(other["title"][0].lower() + other["title"][1:] for other in others) + "."
+        )
     return parts
 
 
