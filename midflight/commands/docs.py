@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/ again: commands, configuration, sources, API."""
+"""Write the generated pages of docs/ again: API, commands, configuration, metrics, sources."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import typer
 from ..kit.errors import MidflightError
 from . import _pages
 
-MARK = "<!-- Written by `midflight docs` from the code. Change it there. -->\n\n"
-
 
 def command(
     folder: Path = typer.Option(Path("docs"), "--to", help="The folder of the pages."),
     check: bool = typer.Option(False, "--check", help="Write nothing; fail where a page is not as it would be written."),
 ) -> None:
-    """Write the generated pages of docs/ again: commands, configuration, sources, API."""
+    """Write the generated pages of docs/ again: API, commands, configuration, metrics, sources."""
     if not folder.is_dir():
         raise MidflightError(f"No folder {folder}", todo="Run it at the top of the source tree, or name the folder with --to")
     stale = []
@@ -38,4 +36,4 @@ def command(
 def pages() -> dict[str, str]:
     """Return ``{file name: text}`` of every generated page."""
     names = sorted(module.name for module in pkgutil.iter_modules(_pages.__path__))
-    return {f"{name}.md": MARK + importlib.import_module(f"{_pages.__name__}.{name}").page() for name in names}
+    return {f"{name}.md": importlib.import_module(f"{_pages.__name__}.{name}").page() for name in names}

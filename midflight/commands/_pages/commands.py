@@ -6,6 +6,7 @@ import typer
 
 from ... import commands
 from ...cli import app
+from . import MARK
 
 HEAD = """\
 # Commands
@@ -18,7 +19,7 @@ mistake in what was asked for, told in one line on the error output. `--config F
 def page() -> str:
     """Return the page: the global options, then each command with its subcommands."""
     root = typer.main.get_command(app)
-    parts = [HEAD, "## midflight", *options_of(root)]
+    parts = [MARK, HEAD, "## midflight", *options_of(root)]
     for name in commands.names():
         parts += section(f"midflight {name}", commands.load(name), level=2)
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -6,6 +6,7 @@ import msgspec
 
 from ...config import Attribute, Config
 from .._settings import Setting, docstring_of, settings_of
+from . import MARK
 
 HEAD = """\
 # Configuration
@@ -40,7 +41,7 @@ def page() -> str:
     plain = [
         setting for setting in top if not isinstance(setting.default, msgspec.Struct) and setting.name not in ("attributes", "sources")
     ]
-    parts = [HEAD, "## Top level", table(plain)]
+    parts = [MARK, HEAD, "## Top level", table(plain)]
     for setting in top:
         if isinstance(setting.default, msgspec.Struct):
             section = type(setting.default)

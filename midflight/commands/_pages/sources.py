@@ -10,6 +10,7 @@ import msgspec
 from ...sources import REGISTRY
 from ...sources.source import Source, SourceConfig
 from .._settings import docstring_of, settings_of
+from . import MARK
 from .configuration import table
 
 HEAD = """\
@@ -39,6 +40,7 @@ def page() -> str:
     """Return the page: what all sources share, then one section for each."""
     sources = REGISTRY.all()
     parts = [
+        MARK,
         HEAD,
         overview(sources),
         "## Settings of every source",
