@@ -144,7 +144,11 @@ EXAMPLES = Braze.EXAMPLES = [
                     "id": "c1234567-89ab-4def-8123-456789abcdef",
                     "time": 1764000000,
                     "user": {"user_id": "5f0123456789abcdef012345"},
-                    "properties": {"email_address": "ada@example.com", "bounce_reason": "452 4.2.2 mailbox full", "sending_ip": "198.51.100.7"},
+                    "properties": {
+                        "email_address": "ada@example.com",
+                        "bounce_reason": "452 4.2.2 mailbox full",
+                        "sending_ip": "198.51.100.7",
+                    },
                 }
             ]
         },

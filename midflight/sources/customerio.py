@@ -59,7 +59,9 @@ class Customerio(Source):
         if not (signed_at.isascii() and signed_at.isdigit()):
             raise Refused(f"{self.label}: the timestamp is no number")
         message = f"v0:{signed_at}:".encode() + request.body
-        return self.match("signature", self.active(request), lambda secret: same(given, hmac.digest(secret.encode(), message, "sha256").hex()))
+        return self.match(
+            "signature", self.active(request), lambda secret: same(given, hmac.digest(secret.encode(), message, "sha256").hex())
+        )
 
     def sign(self, request: Request) -> Request:
         if not self.config.secrets:
@@ -89,7 +91,9 @@ class Customerio(Source):
             reason=REASONS.get(metric, "") if kind != "unknown" else "",
             detail=text(data.get("failure_message")),
             name=f"{channel}.{metric}",
-            metadata={key: value for key, value in data.items() if key not in ("identifiers", "recipient", "href", "failure_message", "body")},
+            metadata={
+                key: value for key, value in data.items() if key not in ("identifiers", "recipient", "href", "failure_message", "body")
+            },
             campaign=sending(data),
             # `parent_action_id` is there only where the action is one arm of an A/B test.
             variant=text(data.get("content_id")) or (text(data.get("action_id")) if data.get("parent_action_id") else ""),

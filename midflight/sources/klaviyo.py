@@ -5,7 +5,21 @@ from __future__ import annotations
 import hmac
 
 from ..events import Event
-from .source import Malformed, Refused, Request, Source, as_dict, decode_json, header_bytes_max, iso_us, number_us, same, sub, text, with_headers
+from .source import (
+    Malformed,
+    Refused,
+    Request,
+    Source,
+    as_dict,
+    decode_json,
+    header_bytes_max,
+    iso_us,
+    number_us,
+    same,
+    sub,
+    text,
+    with_headers,
+)
 
 SIGNATURE = "klaviyo-signature"
 TIMESTAMP = "klaviyo-timestamp"
@@ -50,7 +64,9 @@ class Klaviyo(Source):
             # Body and time are signed without anything between them; only what is a time may be the second part.
             raise Refused(f"{self.label}: the timestamp is no time")
         message = request.body + signed_at.encode("utf-8", "replace")
-        return self.match("signature", self.active(request), lambda secret: same(given, hmac.digest(secret.encode(), message, "sha256").hex()))
+        return self.match(
+            "signature", self.active(request), lambda secret: same(given, hmac.digest(secret.encode(), message, "sha256").hex())
+        )
 
     def sign(self, request: Request) -> Request:
         if not self.config.secrets:
@@ -122,7 +138,9 @@ def _example(topic: str, external_id: str, properties: dict) -> dict:
                 "attributes": {"timestamp": 1764000000, "datetime": "2025-11-24T16:00:00+00:00", "event_properties": properties},
                 "relationships": {"profile": {"data": {"type": "profile", "id": "01GDDKASAP8TKDDA2GRZDSVP4H"}}},
             },
-            "included": [{"type": "profile", "id": "01GDDKASAP8TKDDA2GRZDSVP4H", "attributes": {"email": "ada@example.com", "external_id": "42"}}],
+            "included": [
+                {"type": "profile", "id": "01GDDKASAP8TKDDA2GRZDSVP4H", "attributes": {"email": "ada@example.com", "external_id": "42"}}
+            ],
         },
     }
 
@@ -162,7 +180,10 @@ EXAMPLES = Klaviyo.EXAMPLES = [
     },
     {
         "title": "Apple's privacy protection opens for everybody",
-        "body": {"data": [_example("event:klaviyo.opened_email", "6TestOpen", {"$message": "01HCAMPAIGN", "Apple Privacy Open": True})], "meta": {}},
+        "body": {
+            "data": [_example("event:klaviyo.opened_email", "6TestOpen", {"$message": "01HCAMPAIGN", "Apple Privacy Open": True})],
+            "meta": {},
+        },
         "events": [{"kind": "opened", "agent": "machine", "agent_reason": "vendor flag: Apple Privacy Open"}],
     },
 ]

@@ -5,7 +5,21 @@ from __future__ import annotations
 import hmac
 
 from ..events import Event
-from .source import Malformed, Refused, Request, Source, as_dict, decode_json, header_bytes_max, number_us, same, sub, text, texts, with_headers
+from .source import (
+    Malformed,
+    Refused,
+    Request,
+    Source,
+    as_dict,
+    decode_json,
+    header_bytes_max,
+    number_us,
+    same,
+    sub,
+    text,
+    texts,
+    with_headers,
+)
 
 SIGNATURE = "mailtrap-signature"
 

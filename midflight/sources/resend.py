@@ -13,7 +13,21 @@ import msgspec
 
 from ..events import Event
 from ..kit.errors import ConfigError
-from .source import Malformed, Refused, Request, Source, as_dict, decode_json, header_bytes_max, iso_us, same, sub, text, texts, with_headers
+from .source import (
+    Malformed,
+    Refused,
+    Request,
+    Source,
+    as_dict,
+    decode_json,
+    header_bytes_max,
+    iso_us,
+    same,
+    sub,
+    text,
+    texts,
+    with_headers,
+)
 
 tolerance_s = 300  # Standard Webhooks: five minutes either way
 recipients_max = 50  # Resend's own limit of `to`
@@ -131,7 +145,9 @@ class Resend(Source):
             reader = {"ipAddress": event.ip, "link": event.url, "timestamp": at, "userAgent": event.user_agent}
             data["click" if event.kind == "clicked" else "open"] = {k: v for k, v in reader.items() if v}
         if event.kind == "bounced":
-            type_, sub_type = {"soft": ("Transient", "General"), "block": ("Permanent", "Suppressed")}.get(event.bounce_class, ("Permanent", "General"))
+            type_, sub_type = {"soft": ("Transient", "General"), "block": ("Permanent", "Suppressed")}.get(
+                event.bounce_class, ("Permanent", "General")
+            )
             data["bounce"] = {"message": event.detail, "type": type_, "subType": sub_type}
         elif event.kind in ("failed", "rejected"):
             data["failed" if event.kind == "failed" else "suppressed"] = {"reason": event.detail}
