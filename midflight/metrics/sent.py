@@ -9,7 +9,4 @@ class Sent(Count):
     label = "Sent"
     direction = "none"
     numerator = ("sent",)
-    doc = (
-        "Messages that a vendor reported as sent, each counted once. Some vendors report none (SendGrid, Mailgun): see "
-        "`attempted`."
-    )
+    doc = "Messages that a vendor reported as sent, each counted once. Some vendors report none (SendGrid, Mailgun): see `attempted`."

@@ -9,6 +9,6 @@ class TimeToClick(Delay):
     label = "Time to click"
     delay = "click"
     doc = (
-        "Median time from delivery (or from sending, where no delivery is known) to a person's first click of a message. The whole curve and "
-        "the 90 % point are at `/v1/delays`."
+        "Median time from delivery (or from sending, where no delivery is known) to a person's first click of a message. The whole "
+        "curve and the 90 % point are at `/v1/delays`."
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import queue
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import apsw
@@ -234,7 +236,7 @@ class View:
         """Return a campaign's id. Raises NotFound with the nearest known name."""
         found = self.id("campaign", name)
         if found is None:
-            raise NotFound(f"Unknown campaign `{name[:100]}`", where="campaign", todo=nearest(name[:100], self.names("campaign", 1_000)[:50] or ()))
+            raise NotFound(f"Unknown campaign `{name[:100]}`", where="campaign", todo=closest(name[:100], self.names("campaign")))
         return found
 
     def _dimension(self, key: str) -> str:
@@ -280,7 +282,7 @@ class View:
             "left_off": max(0, len(keys) - query.rows_max),
             "by": list(query.by),
             "machines": "with" if query.machines else "without",
-            "machine_share": REGISTRY.get("machine_share").compute(total).value,
+            "machine_share": all_metrics()["machine_share"].compute(total).value,
             "within_minutes": within_s / 60 if within_s else None,
             "window": self._window(query),
             "freshness": self.freshness(),
@@ -298,7 +300,9 @@ class View:
         for key, sums in groups.items():
             lines.setdefault(key[:-1], {})[key[-1]] = sums
         if len(ticks) * max(1, len(lines)) > points_max:
-            raise WrongQuery("Too many points", expected=f"at most {points_max}", got=len(ticks) * len(lines), todo="Take a shorter window or step=hour")
+            raise WrongQuery(
+                "Too many points", expected=f"at most {points_max}", got=len(ticks) * len(lines), todo="Take a shorter window or step=hour"
+            )
         out = []
         for key in sorted(lines, key=lambda key: (-sum(weight(s) for s in lines[key].values()), key)):
             values: dict[str, list] = {name: [] for name in (*query.measures, *metrics)}
@@ -349,13 +353,11 @@ class View:
         }
 
     def _metrics(self, names: tuple[str, ...] | None) -> dict[str, type[Metric]]:
-        out = {}
-        for name in REGISTRY.names() if names is None else names:
-            try:
-                out[name] = REGISTRY.get(name)
-            except NotFound as error:
-                raise Unknown(f"Unknown metric `{name[:100]}`", where="metrics", todo=error.todo) from None
-        return out
+        known = all_metrics()
+        for name in names or ():
+            if name not in known:
+                raise Unknown(f"Unknown metric `{name[:100]}`", where="metrics", todo=nearest(name[:100], known))
+        return known if names is None else {name: known[name] for name in names}
 
     def _needed(self, query: Query, metrics: dict[str, type[Metric]]) -> list[str]:
         wanted = {*query.measures, "opens", "clicks", "opens_human", "clicks_human", "sent", "queued", "delivered"}
@@ -430,7 +432,7 @@ class View:
             ids = [self.id(kind, name) for name in wanted]
             if None in ids:
                 missing = wanted[ids.index(None)][:100]
-                raise Unknown(f"Unknown {key}: `{missing}`", where="where", todo=nearest(missing, self.names(kind, 1_000)))
+                raise Unknown(f"Unknown {key}: `{missing}`", where="where", todo=closest(missing, self.names(kind)))
             sql += f" AND {self._column(key)} IN ({', '.join('?' for _ in ids)})"
             values = [*values, *ids]
         return sql, values
@@ -462,7 +464,7 @@ class View:
         total = Sums()
         for sums in groups.values():
             add(total, sums)
-        return REGISTRY.get("machine_share").compute(total).value
+        return all_metrics()["machine_share"].compute(total).value
 
     def _span(self, query: Query, minutes: list[int]) -> tuple[int, int]:
         """Return the first and last minute that a query covers; ``all`` reaches from the first number to now."""
@@ -511,7 +513,13 @@ class View:
         out = []
         for id_, first, last, *sums in self.db.execute(sql, (*values, limit)):
             out.append(
-                {"id": id_, "name": self.name("campaign", id_), "first": first, "last": last, "sums": dict(zip(MEASURES, sums, strict=True))}
+                {
+                    "id": id_,
+                    "name": self.name("campaign", id_),
+                    "first": first,
+                    "last": last,
+                    "sums": dict(zip(MEASURES, sums, strict=True)),
+                }
             )
         return out
 
@@ -600,7 +608,9 @@ class View:
         sql = "SELECT source, count(*) FROM (SELECT source FROM dead WHERE state != 1 LIMIT ?) GROUP BY source"
         return dict(self.db.execute(sql, (most,)))
 
-    def dead(self, *, source: str | None, state: int | None, limit: int, after: tuple[int, int] | None = None) -> tuple[list[dict], str | None]:
+    def dead(
+        self, *, source: str | None, state: int | None, limit: int, after: tuple[int, int] | None = None
+    ) -> tuple[list[dict], str | None]:
         """Return dead letters, the newest first, with their bytes; and the cursor of the next page."""
         sql, values = "SELECT position, item, source, reason, detail, raw, at_us, state FROM dead WHERE 1", []
         if source is not None:
@@ -621,9 +631,22 @@ class View:
         return dict(zip(("position", "item", "source", "reason", "detail", "raw", "at_us", "state"), row, strict=True)) if row else None
 
 
+def closest(name: str, known: list[str]) -> str:
+    """Return the nearest of many names that came from outside; where none is near, a few of them, each cut short."""
+    beginnings = [k[:100] for k in known if k[:100].casefold().startswith(name.casefold())]
+    close = beginnings[:1] or difflib.get_close_matches(name, [k[:100] for k in known], n=1, cutoff=0.5)
+    return nearest(name, close or [k[:100] for k in known[:8]]) if not beginnings else f"Did you mean `{beginnings[0]}`?"
+
+
+@cache
+def all_metrics() -> dict[str, type[Metric]]:
+    """Return every metric by name; the folder is read once."""
+    return REGISTRY.all()
+
+
 def dimension_keys(attributes: tuple[str, ...]) -> dict[str, str]:
     """Return ``{key in queries: kind of names}``. An attribute named like a column of the answer is called ``attribute:NAME``."""
-    taken = {*DIMENSIONS, *MEASURES, *TIMES, *REGISTRY.names(), "intervals", "values", "n", "curve"}
+    taken = {*DIMENSIONS, *MEASURES, *TIMES, *all_metrics(), "intervals", "values", "n", "curve"}
     keys = {d: d for d in DIMENSIONS}
     for name in attributes:
         keys[f"attribute:{name}" if name in taken else name] = f"attribute:{name}"
