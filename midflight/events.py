@@ -34,8 +34,6 @@ BOUNCE_CLASSES = ("", "hard", "soft", "block")
 # Why a message was bounced, rejected or not sent, in one word; the vendor's own text goes to `detail`.
 REASONS = ("", "invalid", "bounced", "timed_out", "blocked", "spam", "unsubscribed", "other")
 
-text_bytes_max = 4096  # one string of an event; the raw payload keeps the rest
-
 
 class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One thing that happened to a message or a person.
@@ -113,14 +111,14 @@ address_chars_max = 320
 
 
 def clean(text: object) -> str:
-    """Return text as one printable line: no control characters, no lone surrogates, at most text_bytes_max long."""
+    """Return text as one printable line: no control characters, no lone surrogates. The door has bounded its length."""
     if text is None:
         return ""
     if not isinstance(text, str):
         text = str(text)
     if not text.isprintable():
         text = _CONTROL.sub(" ", text.encode("utf-8", "replace").decode("utf-8")).strip()
-    return text[:text_bytes_max]
+    return text
 
 
 def recipient_key(address: str) -> str:

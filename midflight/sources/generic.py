@@ -167,9 +167,11 @@ class Generic(Source):
     def events(self, item: object, request: Request) -> Event | None:
         item = as_dict(item)
         word = text(self._get(item, "kind"))
-        kind, _, detail = self.config.kinds.get(word, self.config.kinds.get(word.lower(), word.lower())).partition(":")
-        if kind == IGNORE:
+        # Only the table may drop an event or say who caused it; the sender's own word can at most be a kind.
+        target = self.config.kinds.get(word) or self.config.kinds.get(word.lower()) or word.lower().replace(":", " ")
+        if target == IGNORE and word.lower() != IGNORE:
             return None
+        kind, _, detail = target.partition(":")
         event = Event(
             kind=kind if kind in KINDS else "unknown",
             occurred_at_us=self._time(self._get(item, "occurred_at")),

@@ -88,7 +88,7 @@ class Resend(Source):
 
         def fits(secret: str) -> bool:
             wanted = svix_signature(secret, id_, signed_at, request.body)
-            return any([same(signature, wanted) for signature in signatures])
+            return sum(same(signature, wanted) for signature in signatures) > 0  # all are compared, so that time tells nothing
 
         return self.match("signature", self.active(request), fits)
 

@@ -91,7 +91,8 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Columns(NamedTuple):
     """The events of one request as lists, one entry per event: the fast way for vendors that send big batches.
 
-    ``kind``, ``agent`` and ``bounce`` are indexes into KINDS, AGENTS and BOUNCE_CLASSES, ``user_agent`` and ``ip`` matter for opens and clicks.
+    ``kind`` are indexes into KINDS; ``agent`` and ``bounce`` name only the events that have one: pairs of place and index into AGENTS and
+    BOUNCE_CLASSES. ``user_agent`` and ``ip`` matter for opens and clicks.
     """
 
     event_id: list[str]
@@ -105,8 +106,8 @@ class Columns(NamedTuple):
     url: list[str]
     user_agent: list[str]
     ip: list[str]
-    agent: list[int]
-    bounce: list[int]
+    agent: list[tuple[int, int]]
+    bounce: list[tuple[int, int]]
 
 
 class Source:
@@ -287,7 +288,7 @@ class Source:
                     break
         for field in _TEXTS:
             text = getattr(event, field)
-            if text and (len(text) > 200 or not text.isprintable()):
+            if text and not text.isprintable():
                 setattr(event, field, clean(text))
         if not event.event_id:
             event.event_id = content_id(event)

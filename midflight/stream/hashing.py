@@ -1,0 +1,114 @@
+"""Strings become 128-bit keys, many at once: one join, one pass in compiled code, no Python object per string."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_C1 = np.uint64(0x87C37B91114253D5)
+_C2 = np.uint64(0x4CF5AD432745937F)
+
+
+@njit(inline="always")
+def _rotl(x, r):
+    return (x << np.uint64(r)) | (x >> np.uint64(64 - r))
+
+
+@njit(inline="always")
+def mix(k):
+    """Spread the bits of a 64-bit value (the finaliser of MurmurHash3)."""
+    k ^= k >> np.uint64(33)
+    k *= np.uint64(0xFF51AFD7ED558CCD)
+    k ^= k >> np.uint64(33)
+    k *= np.uint64(0xC4CEB9FE1A85EC53)
+    k ^= k >> np.uint64(33)
+    return k
+
+
+@njit(inline="always")
+def _word(buf, at, n):
+    k = np.uint64(0)
+    for i in range(n):
+        k |= np.uint64(buf[at + i]) << np.uint64(8 * i)
+    return k
+
+
+@njit(inline="always")
+def _word8(buf, at):
+    return (
+        np.uint64(buf[at])
+        | np.uint64(buf[at + 1]) << np.uint64(8)
+        | np.uint64(buf[at + 2]) << np.uint64(16)
+        | np.uint64(buf[at + 3]) << np.uint64(24)
+        | np.uint64(buf[at + 4]) << np.uint64(32)
+        | np.uint64(buf[at + 5]) << np.uint64(40)
+        | np.uint64(buf[at + 6]) << np.uint64(48)
+        | np.uint64(buf[at + 7]) << np.uint64(56)
+    )
+
+
+@njit(cache=True)
+def _hash_range(buf, start, end):
+    """MurmurHash3_x64_128 with seed 0 (A. Appleby, public domain) over buf[start:end]."""
+    h1 = np.uint64(0)
+    h2 = np.uint64(0)
+    at = start
+    while at + 16 <= end:
+        k1 = _word8(buf, at)
+        k2 = _word8(buf, at + 8)
+        h1 ^= _rotl(k1 * _C1, 31) * _C2
+        h1 = (_rotl(h1, 27) + h2) * np.uint64(5) + np.uint64(0x52DCE729)
+        h2 ^= _rotl(k2 * _C2, 33) * _C1
+        h2 = (_rotl(h2, 31) + h1) * np.uint64(5) + np.uint64(0x38495AB5)
+        at += 16
+    left = end - at
+    if left > 8:
+        h2 ^= _rotl(_word(buf, at + 8, left - 8) * _C2, 33) * _C1
+        left = 8
+    if left > 0:
+        h1 ^= _rotl(_word(buf, at, left) * _C1, 31) * _C2
+    size = np.uint64(end - start)
+    h1 ^= size
+    h2 ^= size
+    h1 += h2
+    h2 += h1
+    h1 = mix(h1)
+    h2 = mix(h2)
+    h1 += h2
+    h2 += h1
+    return h1, h2
+
+
+@njit(cache=True)
+def _hash_parts(buf, out):
+    """Hash the parts of buf that zero bytes separate into out[n, 2]; return how many parts there were."""
+    start = 0
+    n = 0
+    size = buf.size
+    for at in range(size + 1):
+        if at == size or buf[at] == 0:
+            if n < out.shape[0]:
+                out[n, 0], out[n, 1] = _hash_range(buf, start, at)
+            n += 1
+            start = at + 1
+    return n
+
+
+def hash_texts(texts: list[str]) -> np.ndarray:
+    """Return a uint64 array [n, 2] of 128-bit hashes; the empty text hashes to (0, 0)."""
+    out = np.zeros((len(texts), 2), np.uint64)
+    if not texts:
+        return out
+    joined = np.frombuffer("\0".join(texts).encode("utf-8", "surrogatepass"), np.uint8)
+    if _hash_parts(joined, out) != len(texts):
+        # A text with a NUL in it: hash one by one. Parsers strip control characters, so this is rare.
+        for i, text in enumerate(texts):
+            raw = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+            out[i] = _hash_range(raw, 0, raw.size)
+    return out
+
+
+def hash_text(text: str) -> tuple[int, int]:
+    """Return the 128-bit hash of one text as two integers; the same as in ``hash_texts``."""
+    high, low = hash_texts([text])[0]
+    return int(high), int(low)

@@ -1,0 +1,153 @@
+"""A shard owns the recipients whose key hashes to it: apply, advance, snapshot, load; no files, threads or clocks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from . import fold as folding
+from .batch import Batch
+from .tables import NIL, RECIPIENTS, State, new_cells, new_state, reindex, sized, with_room
+
+VERSION = 1
+
+
+class Effects(NamedTuple):
+    """What applying a batch changed outside of the shard; small, and merging in any order."""
+
+    cell_key: np.ndarray  # uint64 [n, 3]
+    cell_value: np.ndarray  # int64 [n, measures]: what to add
+    delay_key: np.ndarray  # uint64 [n, 4]
+    delay_n: np.ndarray  # int64
+    duplicates: np.ndarray  # int64, rows of the batch that were repetitions
+    conflicts: np.ndarray  # int64, rows whose id was known with other content
+    clicker_campaign: np.ndarray  # uint32, and so on: messages with a human click whose state is now this
+    clicker_message: np.ndarray  # uint64
+    clicker_recipient: np.ndarray  # uint64 key
+    clicker_variant: np.ndarray
+    clicker_wave: np.ndarray
+    clicker_clicked_at: np.ndarray  # int64 us, -1 = the message has no human click any more
+    clicker_converted_at: np.ndarray  # int64 us, 0 = not converted
+
+
+class Shard:
+    """State of some recipients. ``providers_of(rows of the batch)`` is asked once per new recipient for its mailbox provider."""
+
+    def __init__(self, click_window_us: int, dedup_days: int) -> None:
+        self.click_window_us = click_window_us
+        self.dedup_days = dedup_days
+        self.log_time_us = 0
+        self.state: State = new_state()
+
+    # -- the four verbs --------------------------------------------------------------------------------------------------
+
+    def apply(self, batch: Batch, log_time_us: int, providers_of: Callable[[list[int]], list[int]]) -> Effects:
+        """Fold a batch. Its rows keep the log's order; everything else about its size or cut does not matter."""
+        rows = batch.kind.size
+        self.advance(log_time_us)
+        today = log_time_us // folding.DAY_US
+        self.state = with_room(self.state, rows, int(np.count_nonzero(batch.traits)) * 7, self.dedup_days, today)
+        state = self.state
+        result = np.empty(rows, np.uint8)
+        folding.seen_before(
+            state.seen, state.used, batch.id_hi, batch.id_lo, batch.content, batch.rcpt, batch.day, self.dedup_days, result
+        )
+        recipient = np.full(rows, NIL, np.int32)
+        fresh = np.empty(rows, np.int64)
+        made = folding.find_recipients(state.recipients, state.used, batch.rcpt, result, recipient, fresh)
+        if made:
+            new = fresh[:made]
+            state.recipients.provider[recipient[new]] = providers_of(batch.row[new].tolist())
+        message = np.empty(rows, np.int32)
+        folding.find_messages(state, batch.msg, batch.source, batch.kind, result, recipient, message)
+        cells, touched, count = folding.fold(
+            new_cells(), state, batch, result, recipient, message, self.click_window_us, np.empty(1024, np.int32)
+        )
+        return self._effects(batch, result, cells, np.unique(touched[:count]))
+
+    def advance(self, log_time_us: int) -> None:
+        """Let log time pass. Time never goes back."""
+        self.log_time_us = max(self.log_time_us, log_time_us)
+
+    def snapshot(self) -> bytes:
+        """Return the state as bytes for `load`."""
+        out = io.BytesIO()
+        self.write(out)
+        return out.getvalue()
+
+    def load(self, raw: bytes) -> None:
+        """Take over a state that `snapshot` gave."""
+        self.read(io.BytesIO(raw))
+
+    # -- the same through a file, without a copy in memory ------------------------------------------------------------------
+
+    def write(self, out) -> None:
+        """Write the used part of every array to a binary file."""
+        header = [VERSION, self.log_time_us, self.state.seen.shape[0], *self.state.used.tolist()]
+        out.write(np.array(header, np.int64).tobytes())
+        out.write(memoryview(self.state.seen).cast("B"))
+        for _, array, used in self._columns():
+            out.write(memoryview(np.ascontiguousarray(array[:used])).cast("B"))
+
+    def read(self, source) -> None:
+        """Read what `write` wrote; the hash tables are built anew."""
+        header = np.frombuffer(source.read(9 * 8), np.int64)
+        if header[0] != VERSION:
+            raise ValueError(f"snapshot version {header[0]}, expected {VERSION}")
+        self.log_time_us = int(header[1])
+        used = header[3:9].copy()
+        state = new_state()._replace(seen=np.empty((int(header[2]), 2), np.uint64))
+        source.readinto(memoryview(state.seen).cast("B"))
+        self.state = sized(state, used)
+        for _, array, count in self._columns():
+            if source.readinto(memoryview(array[:count]).cast("B")) != count * array.itemsize:
+                raise ValueError("snapshot is cut short")
+        reindex(self.state)
+
+    def _columns(self):
+        """Yield (name, array, rows in use) of every column that is stored, in a fixed order."""
+        tables = (self.state.recipients, self.state.messages, self.state.nodes, self.state.conversions, self.state.traits)
+        for number, table in enumerate(tables, start=RECIPIENTS):
+            for name, array in zip(table._fields, table, strict=True):
+                if name != "slots":
+                    yield name, array, int(self.state.used[number])
+
+    # -- for tests and the console -------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows of each table are in use, and the bytes of all arrays."""
+        names = ("seen", "recipients", "messages", "nodes", "conversions", "traits")
+        out = {name: int(n) for name, n in zip(names, self.state.used, strict=True)}
+        arrays = [self.state.seen]
+        for table in self.state[1:6]:
+            arrays.extend(table)
+        out["bytes"] = int(sum(a.nbytes for a in arrays))
+        return out
+
+    def _effects(self, batch: Batch, result: np.ndarray, cells, touched: np.ndarray) -> Effects:
+        used, delays = int(cells.used[0]), int(cells.used[1])
+        changed = np.flatnonzero(cells.value[:used].any(axis=1))
+        moved = np.flatnonzero(cells.delay_n[:delays])
+        messages = self.state.messages
+        clicked_at = np.empty(touched.size, np.int64)
+        converted_at = np.empty(touched.size, np.int64)
+        folding.clickers(self.state, touched, self.click_window_us, clicked_at, converted_at)
+        recipients = self.state.recipients.key[messages.recipient[touched]]
+        return Effects(
+            cells.key[changed],
+            cells.value[changed],
+            cells.delay_key[moved],
+            cells.delay_n[moved],
+            batch.row[result == folding.DUPLICATE],
+            batch.row[result == folding.CONFLICT],
+            messages.campaign[touched],
+            messages.key[touched],
+            recipients,
+            messages.variant[touched],
+            messages.wave[touched],
+            clicked_at,
+            converted_at,
+        )
