@@ -177,7 +177,7 @@ def markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made from the files in `midflight/metrics/` by `python -m midflight.metrics`; change them, not this page.",
+        "Made from the files in `midflight/metrics/` by `midflight docs`; change them, not this page.",
         "",
         "A metric is computed from the sums of cells (one minute, one combination of dimensions) inside a window. Numerator and",
         "denominator are counted in the minute in which they happened, so in a window shorter than the campaign a rate compares what",
