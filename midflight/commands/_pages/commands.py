@@ -7,6 +7,7 @@ import typer
 from ... import commands
 from ...cli import app
 from . import MARK
+from .configuration import rows_as_table
 
 HEAD = """\
 # Commands
@@ -60,8 +61,7 @@ def options_of(command) -> list[str]:
     rows += [[spelling(p), p.help or "", default_of(p)] for p in options(command)]
     if not rows:
         return []
-    rows = [["name", "meaning", "default"], ["---"] * 3, *rows]
-    return ["\n".join("| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in row) + " |" for row in rows)]
+    return [rows_as_table([["name", "meaning", "default"], *rows])]
 
 
 def spelling(option) -> str:

@@ -58,11 +58,16 @@ def table(settings: list[Setting], prefix: str = "") -> str:
     """Return settings as a table; the last column only where something is said in it."""
     said = any(setting.meaning for setting in settings)
     rows = [["setting", "type", "default"] + ["meaning"] * said]
-    rows.append(["---"] * len(rows[0]))
     for setting in settings:
         row = [f"`{prefix}{setting.name}`", setting.type, in_words(setting.default)]
         rows.append(row + [setting.meaning] * said)
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return rows_as_table(rows)
+
+
+def rows_as_table(rows: list[list[str]]) -> str:
+    """Return rows, the first one being the heads, as a Markdown table."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def in_words(default: object) -> str:
