@@ -103,9 +103,9 @@ def tags_of(item: dict) -> list[str]:
     tag = item.get("tag")
     if isinstance(tag, str) and tag.startswith("["):
         try:
-            tag = decode_json(tag)
+            return texts(decode_json(tag))
         except Malformed:
-            pass
+            pass  # a tag may begin with a bracket
     return texts(tag)
 
 
@@ -153,7 +153,13 @@ EXAMPLES = Brevo.EXAMPLES = [
     {
         "title": "A batch: a proxy loaded the images, and a marketing campaign bounced",
         "body": [
-            {"event": "unique_proxy_open", "email": "ada@example.com", "ts_epoch": 1764000000000, "message-id": "<m1@example>", "tag": "newsletter"},
+            {
+                "event": "unique_proxy_open",
+                "email": "ada@example.com",
+                "ts_epoch": 1764000000000,
+                "message-id": "<m1@example>",
+                "tag": "newsletter",
+            },
             {"event": "hard_bounce", "email": "gone@example.com", "camp_id": 7, "campaign name": "Spring", "ts_event": 1764000000},
         ],
         "events": [

@@ -336,7 +336,9 @@ EXAMPLES = Mailgun.EXAMPLES = [
                 "user-variables": [],
             }
         },
-        "events": [{"kind": "opened", "agent": "machine", "agent_reason": "vendor flag: client-info.bot=apple (Apple's mail privacy protection)"}],
+        "events": [
+            {"kind": "opened", "agent": "machine", "agent_reason": "vendor flag: client-info.bot=apple (Apple's mail privacy protection)"}
+        ],
     },
     {
         "title": "A message to an address on the suppression list is rejected, not bounced",
@@ -358,7 +360,13 @@ EXAMPLES = Mailgun.EXAMPLES = [
         "headers": {"content-type": "application/x-www-form-urlencoded"},
         "body": "event=opened&recipient=ada%40example.com&timestamp=1764000000&tag=newsletter&campaign=spring",
         "events": [
-            {"kind": "opened", "recipient": "ada@example.com", "occurred_at_us": 1764000000000000, "tags": ["newsletter"], "campaign": "spring"}
+            {
+                "kind": "opened",
+                "recipient": "ada@example.com",
+                "occurred_at_us": 1764000000000000,
+                "tags": ["newsletter"],
+                "campaign": "spring",
+            }
         ],
     },
 ]

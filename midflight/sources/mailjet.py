@@ -121,12 +121,26 @@ EXAMPLES = Mailjet.EXAMPLES = [
     },
     {
         "title": "Greylisting is a delay, sent as one bare object",
-        "body": {"event": "blocked", "time": 1764000000, "MessageID": 5, "email": "ada@example.com", "error_related_to": "domain", "error": "greylisted"},
+        "body": {
+            "event": "blocked",
+            "time": 1764000000,
+            "MessageID": 5,
+            "email": "ada@example.com",
+            "error_related_to": "domain",
+            "error": "greylisted",
+        },
         "events": [{"kind": "deferred", "reason": "other", "detail": "greylisted", "message_id": "5"}],
     },
     {
         "title": "A soft bounce",
-        "body": {"event": "bounce", "time": 1764000000, "MessageID": 6, "email": "full@example.com", "hard_bounce": False, "error": "quota exceeded"},
+        "body": {
+            "event": "bounce",
+            "time": 1764000000,
+            "MessageID": 6,
+            "email": "full@example.com",
+            "hard_bounce": False,
+            "error": "quota exceeded",
+        },
         "events": [{"kind": "bounced", "bounce_class": "soft", "reason": "bounced"}],
     },
 ]

@@ -149,7 +149,9 @@ class Mandrill(Source):
             url=text(item.get("url")),
             user_agent=text(item.get("user_agent")),
             ip=text(item.get("ip")),
-            detail=next(filter(None, map(text, (msg.get("diag"), reject.get("detail"), reject.get("reason"), msg.get("bounce_description")))), ""),
+            detail=next(
+                filter(None, map(text, (msg.get("diag"), reject.get("detail"), reject.get("reason"), msg.get("bounce_description")))), ""
+            ),
             name=name,
             tags=texts(msg.get("tags")),
             metadata=sub(msg, "metadata"),
@@ -229,7 +231,12 @@ EXAMPLES = Mandrill.EXAMPLES = [
         "title": "A soft bounce, and an address that was put on the deny list",
         "headers": {"content-type": "application/x-www-form-urlencoded"},
         "body": form(
-            {"event": "soft_bounce", "_id": "abc2", "ts": 1764000000, "msg": {"email": "full@example.com", "diag": "smtp;452 full", "metadata": []}},
+            {
+                "event": "soft_bounce",
+                "_id": "abc2",
+                "ts": 1764000000,
+                "msg": {"email": "full@example.com", "diag": "smtp;452 full", "metadata": []},
+            },
             {"type": "blacklist", "action": "add", "ts": 1764000001, "reject": {"email": "bob@example.com", "reason": "spam"}},
         ),
         "events": [

@@ -111,7 +111,11 @@ class Postmark(Source):
             "Metadata": event.metadata | {n: getattr(event, n) for n in ("campaign", "variant", "wave") if getattr(event, n)},
             "Email" if record in ("Bounce", "SpamComplaint") else "Recipient": event.recipient,
         }
-        item[{"Delivery": "DeliveredAt", "SubscriptionChange": "ChangedAt", "Open": "ReceivedAt", "Click": "ReceivedAt"}.get(record, "BouncedAt")] = at
+        item[
+            {"Delivery": "DeliveredAt", "SubscriptionChange": "ChangedAt", "Open": "ReceivedAt", "Click": "ReceivedAt"}.get(
+                record, "BouncedAt"
+            )
+        ] = at
         if record in ("Bounce", "SpamComplaint"):
             item |= {"Type": kind_of_bounce, "Details": event.detail, "Description": "", "Name": kind_of_bounce}
             if event.event_id.isdigit():

@@ -70,7 +70,12 @@ KINDS = {
     "Subscription": ("unsubscribed", "subscription"),
 }
 # Events of these objects name their recipients; all others only have the destinations of the mail.
-RECIPIENTS = {"bounce": "bouncedRecipients", "complaint": "complainedRecipients", "deliveryDelay": "delayedRecipients", "delivery": "recipients"}
+RECIPIENTS = {
+    "bounce": "bouncedRecipients",
+    "complaint": "complainedRecipients",
+    "deliveryDelay": "delayedRecipients",
+    "delivery": "recipients",
+}
 # What somebody did, but SES does not know who of several.
 AMBIGUOUS = ("opened", "clicked", "unsubscribed", "subscribed", "complained")
 SUPPRESSED = ("Suppressed", "OnAccountSuppressionList")
@@ -501,7 +506,11 @@ def written(event: Event) -> tuple[str, str, dict]:
     bounces = {"soft": ("Transient", "General"), "block": ("Transient", "ContentRejected")}
     bounce, subtype = bounces.get(event.bounce_class, ("Permanent", "General"))
     if event.kind == "rejected" and event.reason == "bounced":
-        return "Bounce", "bounce", {"bounceType": "Permanent", "bounceSubType": "OnAccountSuppressionList", "bouncedRecipients": [address | told]}
+        return (
+            "Bounce",
+            "bounce",
+            {"bounceType": "Permanent", "bounceSubType": "OnAccountSuppressionList", "bouncedRecipients": [address | told]},
+        )
     kinds = {
         "sent": ("Send", "send", {}),
         "delivered": ("Delivery", "delivery", {"recipients": [event.recipient], "smtpResponse": event.detail}),

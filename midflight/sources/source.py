@@ -337,11 +337,14 @@ def with_headers(request: Request, headers: dict[str, str]) -> Request:
 
 
 def b64_bytes(text: str) -> bytes:
-    """Decode strict base64. Raises Refused: only signature headers are read with it."""
+    """Decode strict base64, of which a signature has one spelling only. Raises Refused: only signatures are read with it."""
     try:
-        return base64.b64decode(text, validate=True)
+        decoded = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Refused("The signature is not base64") from None
+    if base64.b64encode(decoded).decode() != text:
+        raise Refused("The signature is not plain base64")
+    return decoded
 
 
 def decode_json(body: bytes | str) -> object:

@@ -205,14 +205,30 @@ EXAMPLES = SparkPost.EXAMPLES = [
     },
     {
         "title": "Gmail fetched the images before anybody looked",
-        "body": [{"msys": {"track_event": {"type": "open", "event_id": "1", "message_id": "m1", "rcpt_to": "a@gmail.com", "is_prefetched": True}}}],
+        "body": [
+            {
+                "msys": {
+                    "track_event": {"type": "open", "event_id": "1", "message_id": "m1", "rcpt_to": "a@gmail.com", "is_prefetched": True}
+                }
+            }
+        ],
         "events": [{"kind": "opened", "agent": "machine", "agent_reason": "vendor flag: is_prefetched"}],
     },
     {
         "title": "A bounce of a spam filter is a block; a ping is nothing",
         "body": [
             {"msys": {}},
-            {"msys": {"message_event": {"type": "bounce", "event_id": "2", "bounce_class": "51", "rcpt_to": "ada@example.com", "error_code": "550"}}},
+            {
+                "msys": {
+                    "message_event": {
+                        "type": "bounce",
+                        "event_id": "2",
+                        "bounce_class": "51",
+                        "rcpt_to": "ada@example.com",
+                        "error_code": "550",
+                    }
+                }
+            },
         ],
         "events": [{"kind": "bounced", "bounce_class": "block", "reason": "spam", "code": "550"}],
     },
