@@ -1,0 +1,90 @@
+"""Who may write: a lock on `log/lock` and an epoch in `log/epoch`, both looked at before and after each commit."""
+
+from __future__ import annotations
+
+import os
+
+from midflight.kit.errors import Locked
+
+from .disk import Disk, Identity, write_all
+from .format import Epoch, epoch_bytes
+from .survey import read_file
+
+
+class Ownership:
+    """Holds the lock file and the epoch file open, so that neither's inode number can come to mean another file.
+
+    The lock keeps a second writer out. The epoch stops a writer that was paused while somebody deleted the lock file and
+    another took over: its next look finds another file at the path. It looks once more after its records are durable
+    and before it says so, so whoever took over before that look has the records' frame in front of it when it recovers.
+    """
+
+    def __init__(self, disk: Disk, folder: str) -> None:
+        self._disk, self._folder = disk, folder
+        self._lock_fd = self._take_lock()
+        self._lock_identity = disk.identity(self._lock_fd)
+        self._epoch_fd = -1
+        self._epoch_identity: Identity | None = None
+
+    def _take_lock(self) -> int:
+        path = f"{self._folder}/lock"
+        for _ in range(10):
+            fd = self._disk.open(path, write=True, create=True)
+            try:
+                if not self._disk.lock(fd):
+                    holder = (read_file(self._disk, path) or b"").rstrip(b"\0\n").decode("ascii", "replace")
+                    raise Locked("Another process writes this log", got=holder or None, where=path, todo="Stop it first")
+                if self._disk.identity(fd) == self._disk.identity_at(path):
+                    self._note_holder(fd)
+                    return fd
+            except BaseException:
+                self._disk.close(fd)
+                raise
+            # Somebody replaced the file between our opening and locking it.
+            self._disk.close(fd)
+        raise Locked("The lock file keeps being replaced", where=path)
+
+    def _note_holder(self, fd: int) -> None:
+        """Leave the process id in the lock file, only to be shown to whoever is refused."""
+        try:
+            write_all(self._disk, fd, f"process {os.getpid()}\n".encode().ljust(32, b"\n"), 0)
+        except OSError:
+            pass
+
+    def write_epoch(self, epoch: Epoch) -> None:
+        """Replace the epoch file durably. After an OSError the file may be the old or the new one."""
+        path = f"{self._folder}/epoch"
+        fd = self._disk.open(f"{path}.new", write=True, create=True)
+        try:
+            self._disk.truncate(fd, 0)
+            write_all(self._disk, fd, epoch_bytes(epoch), 0)
+            self._disk.fsync(fd)
+            self._check_lock()
+            self._disk.rename(f"{path}.new", path)
+            self._disk.fsync_folder(self._folder)
+            identity = self._disk.identity(fd)
+        except BaseException:
+            self._disk.close(fd)
+            raise
+        if self._epoch_fd >= 0:
+            self._disk.close(self._epoch_fd)
+        self._epoch_fd, self._epoch_identity = fd, identity
+
+    def _check_lock(self) -> None:
+        if self._disk.identity_at(f"{self._folder}/lock") != self._lock_identity:
+            raise self._lost("lock")
+
+    def check(self) -> None:
+        """Raise Locked when the lock file or the epoch file is no longer ours."""
+        self._check_lock()
+        if self._disk.identity_at(f"{self._folder}/epoch") != self._epoch_identity:
+            raise self._lost("epoch")
+
+    def _lost(self, name: str) -> Locked:
+        return Locked("Another process has taken this log over", where=f"{self._folder}/{name}", todo="Restart this one")
+
+    def release(self) -> None:
+        for fd in (self._epoch_fd, self._lock_fd):
+            if fd >= 0:
+                self._disk.close(fd)
+        self._epoch_fd = self._lock_fd = -1
