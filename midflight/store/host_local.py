@@ -66,15 +66,27 @@ class Engine:
 
     def _recover(self) -> tuple[list[Shard], int]:
         """Return the shards and their position: from a snapshot not newer than the store, else empty at the log's start."""
-        found = self.snapshots.load(f"{self.signature}/{self.config.shards}", self.committed, self.new_shard)
+        first = self.reader.first()
+        found = self.snapshots.load(self._fold_and_shards(), self.committed, self.new_shard)
         if found:
             header, shards = found
             self.edge.load(header.edge)
-            return shards, header.position
-        first = self.reader.first()
+            return shards, max(header.position, first)
         if self.committed and first > 0:
             logger.error("no usable snapshot, and the log starts at %d: what happened before counts no more for duplicates", first)
         return [self.new_shard() for _ in range(self.config.shards)], first
+
+    def _fold_and_shards(self) -> str:
+        return f"{self.signature}/{self.config.shards}"
+
+    def forget(self) -> None:
+        """Drop all that is derived, in the store and here, so that the log is folded from its start."""
+        self.snapshots.clear()
+        self.store.empty(self.signature)
+        self.names = Names()
+        self.edge = Edge(self.edge.sources, self.edge.attributes, self.names)
+        self.committed = 0
+        self.shards, self.position = self._recover()
 
     # -- going on --------------------------------------------------------------------------------------------------------------
 
@@ -151,7 +163,7 @@ class Engine:
 
     def snapshot(self) -> None:
         """Write a snapshot of now and wait for it."""
-        header = Header(f"{self.signature}/{self.config.shards}", self.position, 0, len(self.shards), self.edge.snapshot())
+        header = Header(self._fold_and_shards(), self.position, len(self.shards), self.edge.snapshot())
         self.snapshots.save(header, self.shards)
         self._snapshot_position = self.position
 

@@ -23,7 +23,6 @@ class Header(msgspec.Struct):
 
     signature: str
     position: int
-    log_time_us: int
     shards: int
     edge: dict
 
@@ -89,6 +88,10 @@ class Snapshots:
         """Remove what an interrupted writer left."""
         for part in self.folder.glob("*.part"):
             part.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        for path in self.folder.glob("*.snap"):
+            path.unlink()
 
     def load(self, signature: str, position_max: int, make) -> tuple[Header, list[Shard]] | None:
         """Return the newest snapshot of that fold at or before a position, or None. ``make()`` gives an empty shard."""

@@ -1,0 +1,105 @@
+"""Starts the processes of `midflight up`, starts again what dies, and ends them all together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+drain_s_max = 10.0
+backoff_s_max = 10.0
+steady_s = 30.0  # a process that lived this long is started again at once
+
+
+class Child:
+    """One process and the history of its deaths."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process: subprocess.Popen | None = None
+        self.started_at = 0.0
+        self.start_again_at = 0.0
+        self.quick_deaths = 0
+
+    def start(self, now: float) -> None:
+        # In a session of its own, so that Ctrl-C reaches only the supervisor, which then ends all of them in order.
+        self.process = subprocess.Popen([sys.executable, "-m", "midflight", self.name], start_new_session=True)
+        self.started_at = now
+
+    def died(self, now: float) -> int | None:
+        """Return the exit status if the process has just ended, and set when it may start again."""
+        if self.process is None or self.process.poll() is None:
+            return None
+        status = self.process.returncode
+        self.process = None
+        self.quick_deaths = 0 if now - self.started_at > steady_s else self.quick_deaths + 1
+        self.start_again_at = now + min(0.2 * 2**self.quick_deaths if self.quick_deaths else 0.0, backoff_s_max)
+        return status
+
+
+class Supervisor:
+    """Keeps the named processes running until told to stop."""
+
+    def __init__(self, names: list[str], say: Callable[[str], None]) -> None:
+        self.children = [Child(name) for name in names]
+        self.say = say
+        self.stopping = False
+
+    def run(self, while_running: Callable[[], bool] | None = None) -> int:
+        """Run until SIGTERM, SIGINT or until ``while_running()`` is false; return an exit status. A second signal ends at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        while not self.stopping and (while_running is None or while_running()):
+            self._tend(time.monotonic())
+            time.sleep(0.1)
+        return self._end()
+
+    def _tend(self, now: float) -> None:
+        for child in self.children:
+            status = child.died(now)
+            if status is not None:
+                # Status 2 is an operator's mistake, said in the child's own line: trying again cannot help.
+                if status == 2 and child.quick_deaths >= 2:
+                    self.say(f"{child.name} cannot start; its own line above says why")
+                    self.stopping = True
+                    return
+                self.say(f"{child.name} ended ({reason(status)}) and is started again")
+            if child.process is None and now >= child.start_again_at:
+                child.start(now)
+
+    def _signalled(self, number: int, _frame) -> None:
+        if self.stopping:
+            self._kill()
+            os._exit(128 + number)
+        self.stopping = True
+
+    def _end(self) -> int:
+        """Ask all to end, the door first so that nothing new comes in, and kill what has not after ten seconds."""
+        running = [child for child in self.children if child.process is not None]
+        for child in running:
+            child.process.terminate()
+        deadline = time.monotonic() + drain_s_max
+        late = []
+        for child in running:
+            try:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                late.append(child.name)
+        self._kill()
+        if late:
+            self.say(f"killed after {drain_s_max:.0f} s: {', '.join(late)}")
+        return 1 if late else 0
+
+    def _kill(self) -> None:
+        for child in self.children:
+            if child.process is not None and child.process.poll() is None:
+                child.process.kill()
+                child.process.wait()
+
+
+def reason(status: int) -> str:
+    """Return how a process ended, in words."""
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
