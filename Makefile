@@ -47,7 +47,8 @@ $(BIN)/python:
 
 # flit and midflight itself come without an index: the lock has brought all they need.
 $(RUN): requirements.lock pyproject.toml | $(BIN)/python
-	@test -e $(TEST) || { echo "installing what requirements.lock names"; $(PIP) --require-hashes -r requirements.lock; }
+	@echo "installing what requirements.lock names"
+	@$(PIP) --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 

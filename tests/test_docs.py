@@ -18,8 +18,11 @@ from midflight import commands, sources
 from midflight.commands import _settings, docs
 from midflight.commands.init import template
 from midflight.config import Attribute, Config, config_from, load_config
+from midflight.events import AGENTS, KINDS, Event
 from midflight.kit.errors import ConfigError
 from midflight.metrics import REGISTRY as METRICS
+from midflight.stream.agents import AGENT_REASONS
+from midflight.stream.measures import MEASURES
 
 PROJECT = Path(__file__).parent.parent
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"), *PROJECT.glob("examples/**/*.md")])
@@ -131,6 +134,24 @@ def test_every_metric_is_documented() -> None:
     """Each metric stands in docs/metrics.md."""
     text = (PROJECT / "docs/metrics.md").read_text()
     assert [name for name in METRICS.names() if f"`{name}`" not in text] == []
+
+
+def first_column(page: str, heading: str) -> set[str]:
+    """Return the names in the first column of the tables under a heading."""
+    text = (PROJECT / "docs" / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_every_part_of_an_event_is_documented() -> None:
+    """Each field, kind, agent, reason and measure has its row, and no row speaks of one that is not there."""
+    fields = set(Event.__struct_fields__)
+    assert first_column("events.md", "Fields") == fields
+    assert first_column("events.md", "Kinds") == set(KINDS)
+    assert first_column("events.md", "People and machines") == set(AGENTS) - {""}
+    assert first_column("numbers.md", "Cells") == set(MEASURES)
+    text = (PROJECT / "docs/events.md").read_text()
+    assert [reason for reason in AGENT_REASONS if reason not in text] == []
 
 
 # -- the written configuration -------------------------------------------------------------------------------------------

@@ -43,15 +43,13 @@ def code_of(path: str, text: str) -> Code:
 
 
 def tracked(*patterns: str) -> list[str]:
-    """Return the files of the tree that are, or are about to be, under version control."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return sorted(path for path in listed.stdout.splitlines() if (PROJECT / path).is_file())
+    """Return the files of the tree: those under version control or about to be, or all that are not hidden where there is none."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if listed.returncode == 0:
+        return sorted(path for path in listed.stdout.splitlines() if (PROJECT / path).is_file())
+    found = (path.relative_to(PROJECT) for pattern in patterns or ("*",) for path in PROJECT.rglob(pattern) if path.is_file())
+    return sorted(str(path) for path in found if not any(part.startswith((".", "__pycache__")) for part in path.parts[:-1]))
 
 
 @pytest.fixture(scope="module")
