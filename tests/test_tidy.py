@@ -64,7 +64,7 @@ def tree() -> list[Code]:
 ORDER = [
     "kit", "events", "config", "sources", "log", "stream", "metrics", "decide", "act", "store", "engine", "importing", "serve", "sandbox",
 ]  # fmt: skip
-TOP = {"flow", "commands", "cli", "__main__"}
+TOP = {"flow", "supervise", "commands", "cli", "__main__"}
 
 
 def import_direction(code: Code) -> Found:
@@ -379,8 +379,8 @@ def test_no_file_names_a_machine() -> None:
 
 def test_a_machine_path_is_caught() -> None:
     """A home folder in a line is found, a URL's path and a relative one are not."""
-    assert machine_paths("a.md", "see /home/ada/notes")
-    assert machine_paths("a.py", "open('/root/x')")
+    for folder in ("home", "root", "work"):
+        assert machine_paths("a.md", f"see /{folder}/ada/notes")
     assert not machine_paths("a.md", "https://example.com/home/page and src/work/file and /in/NAME")
 
 
