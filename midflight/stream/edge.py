@@ -18,7 +18,7 @@ from .batch import Batch, empty_batch
 from .fold import DAY_US, SURE
 from .hashing import hash_text, hash_texts
 
-future_us_max = 5 * 60 * 1_000_000  # a vendor's clock may be ahead of ours by this much
+future_us_max = 5 * 60 * 1_000_000  # a vendor's clock that is ahead of ours by more is told
 year_2000_us = 946_684_800_000_000
 campaigns_max = 1_000_000
 names_max = 60_000  # variants, waves, sources: 16 bits in a cell's key
@@ -437,12 +437,12 @@ class _Rows:
             batch.id_lo[self.withdrawn] ^= np.uint64(0xFFFFFFFF00000000)
 
     def _times(self, batch: Batch) -> None:
-        """Use the vendor's time where it can be true, else the time of receipt."""
+        """Use the vendor's time where it can be true: nothing happens after it was reported, and nobody mailed campaigns in 1970."""
         at = np.array(self.columns.at_us, np.int64)
         received = np.array(self.received, np.int64)
-        wrong = (at < year_2000_us) | (at > received + future_us_max)
-        batch.at_us[:] = np.where(wrong, received, at)
+        batch.at_us[:] = np.where(at < year_2000_us, received, np.minimum(at, received))
         batch.day[:] = np.array(received // DAY_US, np.uint16)
+        wrong = (at < year_2000_us) | (at > received + future_us_max)
         for row in np.flatnonzero(wrong & (at != 0)):
             self.drops[(self.source[row], "clock: used the time of receipt")] += 1
 
