@@ -94,13 +94,20 @@ class Mailgun(Source):
         request = super().sign(request)
         if not self.config.secrets:
             return request
-        timestamp = str(request.received_at_us // 1_000_000)
         token = blake2b(request.body, digest_size=25).hexdigest()
+        if not is_json(request.body):
+            return self.sign_form(request, token)
+        timestamp = str(request.received_at_us // 1_000_000)
         given = hexdigest(self.active(request)[0], timestamp, token)
-        if is_json(request.body):
-            body = as_dict(decode_json(request.body)) | {"signature": {"timestamp": timestamp, "token": token, "signature": given}}
-            return msgspec.structs.replace(request, body=msgspec.json.encode(body))
-        pairs = [*form_pairs(request), ("timestamp", timestamp), ("token", token), ("signature", given)]
+        body = as_dict(decode_json(request.body)) | {"signature": {"timestamp": timestamp, "token": token, "signature": given}}
+        return msgspec.structs.replace(request, body=msgspec.json.encode(body))
+
+    def sign_form(self, request: Request, token: str) -> Request:
+        """Sign a form, whose `timestamp` is the event's too."""
+        pairs = form_pairs(request)
+        if not last(pairs, "timestamp"):
+            pairs.append(("timestamp", str(request.received_at_us // 1_000_000)))
+        pairs += [("token", token), ("signature", hexdigest(self.active(request)[0], last(pairs, "timestamp"), token))]
         request = with_headers(request, {"content-type": "application/x-www-form-urlencoded"})
         return msgspec.structs.replace(request, body=urlencode(pairs).encode())
 
