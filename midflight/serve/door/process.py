@@ -1,0 +1,68 @@
+"""The door as a process of its own: its event loop, its signals, its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import sys
+
+import uvloop
+
+from ...config import Config
+from ...kit.errors import MidflightError
+from .door import Door
+
+logger = logging.getLogger("midflight.door")
+
+descriptors_spare = 256
+failed_status = 74  # EX_IOERR: the log cannot be written any more
+
+
+def run_door(config: Config) -> None:
+    """Run until SIGTERM or SIGINT; a second one ends the process at once. Raises MidflightError, SystemExit (74: the log is lost)."""
+    raise_descriptor_limit(config.door.connections_max + descriptors_spare)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        failed = runner.run(serve(config))
+    if failed is not None:
+        logger.error("the door ends: %s", failed)
+        sys.exit(failed_status)
+
+
+async def serve(config: Config) -> Exception | None:
+    """Serve until a signal or until the log is lost; returns why it is."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def on_signal() -> None:
+        if ended.is_set():
+            os._exit(128 + signal.SIGTERM)
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    door = Door(config)
+    try:
+        await door.start()
+    except OSError as error:
+        raise MidflightError(
+            "The door cannot listen", got=error.strerror or str(error), where=f"{config.door.host}:{config.door.port}", todo="Set `door.port`"
+        ) from None
+    logger.info("listening on %s:%d", config.door.host, door.port)
+    while not ended.is_set() and door.failed is None:
+        try:
+            await asyncio.wait_for(ended.wait(), 0.25)
+        except TimeoutError:
+            continue
+    ended.set()
+    await door.stop()
+    return door.failed
+
+
+def raise_descriptor_limit(wanted: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted and soft != resource.RLIM_INFINITY:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
