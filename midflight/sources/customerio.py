@@ -90,7 +90,7 @@ class Customerio(Source):
             bounce_class="hard" if kind == "bounced" else "",
             reason=REASONS.get(metric, "") if kind != "unknown" else "",
             detail=text(data.get("failure_message")),
-            name=f"{channel}.{metric}",
+            name=f"{channel}.{metric}".strip("."),
             metadata={
                 key: value for key, value in data.items() if key not in ("identifiers", "recipient", "href", "failure_message", "body")
             },

@@ -97,7 +97,7 @@ UNITS = {"units": 1.0, "cents": 0.01, "micros": 1e-6}
 
 class Generic(Source):
     label = "Any JSON"
-    docs_url = ""
+    docs_url = "https://www.standardwebhooks.com"
     shape = "either"
     signs = True
     Config = GenericConfig
@@ -134,8 +134,8 @@ class Generic(Source):
         given = given[len(how.prefix) :]
         signed_at = request.header(how.timestamp_header.lower()) if how.timestamp_header else ""
         if how.timestamp_header:
-            at_us = number_us(signed_at) or iso_us(signed_at)
-            if not at_us or len(signed_at) > 64:
+            at_us = 0 if len(signed_at) > 64 else number_us(signed_at) or iso_us(signed_at)
+            if not at_us:
                 raise Refused(f"{self.label}: the time of signing is missing or no time")
             self.fresh(request, at_us, how.tolerance_s)
         return self.match("signature", self.active(request), lambda secret: same(given, self._hmac(secret, signed_at, request.body)))
@@ -167,11 +167,11 @@ class Generic(Source):
     def events(self, item: object, request: Request) -> Event | None:
         item = as_dict(item)
         word = text(self._get(item, "kind"))
-        # Only the table may drop an event or say who caused it; the sender's own word can at most be a kind.
-        target = self.config.kinds.get(word) or self.config.kinds.get(word.lower()) or word.lower().replace(":", " ")
-        if target == IGNORE and word.lower() != IGNORE:
+        target = self.config.kinds.get(word) or self.config.kinds.get(word.lower())
+        if target == IGNORE:
             return None
-        kind, _, detail = target.partition(":")
+        # Only the table says bounce class and agent; a word that stands in no table can at most be a kind.
+        kind, _, detail = target.partition(":") if target else (word.lower(), "", "")
         event = Event(
             kind=kind if kind in KINDS else "unknown",
             occurred_at_us=self._time(self._get(item, "occurred_at")),
@@ -192,7 +192,7 @@ class Generic(Source):
         bounce_class = text(self._get(item, "bounce_class")).lower()
         agent = self._get(item, "agent")
         if event.kind in ("bounced", "deferred"):
-            event.bounce_class = detail if detail in BOUNCE_CLASSES else bounce_class if bounce_class in BOUNCE_CLASSES else ""
+            event.bounce_class = detail or (bounce_class if bounce_class in BOUNCE_CLASSES else "")
         if event.kind == "bounced" and not event.bounce_class:
             event.bounce_class = "hard"
         reason = text(self._get(item, "reason")).lower()
@@ -201,7 +201,7 @@ class Generic(Source):
         else:  # the sender's own words
             event.reason, event.detail = "other", event.detail or text(self._get(item, "reason"))
         if event.kind in ("opened", "clicked"):
-            if detail in AGENTS and detail:
+            if detail:
                 event.agent, event.agent_reason = detail, f"vendor flag: {text(self._get(item, 'kind'))}"
             elif agent in (True, "true"):
                 event.agent, event.agent_reason = "machine", f"vendor flag: {self._where['agent'][0]}"

@@ -60,7 +60,7 @@ class Klaviyo(Source):
         signed_at, given = request.header(TIMESTAMP), request.header(SIGNATURE)
         if not signed_at or not given or len(signed_at) + len(given) > header_bytes_max:
             raise Refused(f"{self.label}: the signature or its timestamp is missing or too long")
-        if not (iso_us(signed_at) or number_us(signed_at)):
+        if len(signed_at) > 64 or not (iso_us(signed_at) or number_us(signed_at)):
             # Body and time are signed without anything between them; only what is a time may be the second part.
             raise Refused(f"{self.label}: the timestamp is no time")
         message = request.body + signed_at.encode("utf-8", "replace")
@@ -121,7 +121,8 @@ def who(payload: dict) -> tuple[str, dict]:
     """Return the profile's id and, where the payload includes it, its attributes (JSON:API: relationships and included)."""
     related = sub(sub(sub(sub(payload, "data") or payload, "relationships"), "profile"), "data")
     profile_id = text(related.get("id"))
-    for found in payload.get("included") or ():
+    included = payload.get("included")
+    for found in included if isinstance(included, list) else ():
         if isinstance(found, dict) and found.get("type") == "profile" and text(found.get("id")) in (profile_id, ""):
             return profile_id, sub(found, "attributes")
     return profile_id, {}

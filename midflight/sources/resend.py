@@ -179,7 +179,8 @@ def labels(data: dict) -> tuple[dict, list[str]]:
         named = {text(t.get("name")): t.get("value") for t in named if isinstance(t, dict)}
     metadata = dict(named) if isinstance(named, dict) else {}
     tags: list[str] = []
-    for header in data.get("headers") or ():
+    headers = data.get("headers")
+    for header in headers if isinstance(headers, list) else ():
         if not isinstance(header, dict):
             continue
         name = text(header.get("name")).lower()

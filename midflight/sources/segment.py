@@ -118,7 +118,9 @@ class Segment(Source):
             event.order_id = text(properties.get("order_id")) or text(properties.get("orderId"))
             event.currency = text(properties.get("currency")).upper()
             event.value_micros = next((m for name in PRICES if (m := money_micros(properties.get(name)))), 0)
-            if event.name.casefold() in self._conversions:
+            if not event.name:
+                event.kind = "unknown"
+            elif event.name.casefold() in self._conversions:
                 event.kind = "converted"
         return event
 

@@ -84,10 +84,8 @@ class UnisenderGo(Source):
         body = as_dict(decode_json(request.body))
         if "events_by_user" not in body:
             return [body] if "event_name" in body else []  # the setting "single event" sends one, flat
-        users = body["events_by_user"]
-        if not isinstance(users, list):
-            raise Malformed("`events_by_user` has to be a list", got=type(users).__name__)
-        events = [event for user in users for event in (as_dict(user).get("events") or [])]
+        users = as_list(body["events_by_user"], "events_by_user")
+        events = [event for user in users for event in as_list(as_dict(user).get("events") or [], "events")]
         if len(events) > events_per_request_max:
             raise Malformed("Too many events", expected=f"at most {events_per_request_max}", got=len(events))
         return events
@@ -122,6 +120,12 @@ class UnisenderGo(Source):
         elif name == "soft_bounced":
             event.bounce_class = "soft"
         return event
+
+
+def as_list(value: object, name: str) -> list:
+    if not isinstance(value, list):
+        raise Malformed(f"`{name}` has to be a list", got=type(value).__name__)
+    return value
 
 
 def body_md5(before: bytes, key: str, after: bytes) -> str:
