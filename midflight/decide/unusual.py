@@ -158,7 +158,7 @@ def complaints(campaign: Campaign) -> list[Unusual]:
                     subject="",
                     text=f"{percent(now)} of the people who got {titled(campaign)} report it as spam; the ceiling is {percent(ceiling)}.",
                     why=f"{campaign.complained} complaints for {campaign.delivered} delivered messages. "
-                    f"Gmail and Yahoo ask senders to stay below 0.1 % and never to reach 0.3 %. {sure(p)}",
+                    f"Gmail and Yahoo ask senders to stay below 0.1% and never to reach 0.3%. {sure(p)}",
                     p=p,
                 )
             ]
@@ -262,7 +262,7 @@ def titled(campaign: Campaign) -> str:
 
 def percent(share: float) -> str:
     """Return a share as people say it."""
-    return f"{share * 100:.2f} %" if share < 0.01 else f"{share * 100:.1f} %"
+    return f"{share * 100:.2f}%" if share < 0.01 else f"{share * 100:.1f}%"
 
 
 def sure(p: float) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -205,6 +207,20 @@ def pair(condition: str, site: Site) -> tuple[str, str]:
     if not colon:
         raise WrongQuery("Not a condition", expected="`dimension:name`", got=condition[:100], where="where")
     return key, name[:name_chars_max]
+
+
+def moment(text: str) -> float:
+    """Return the unix seconds of an ISO 8601 time; 0 where it is none."""
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def same_text(given: str, wanted: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode("utf-8", "replace"))
 
 
 def cursor(text: str | None) -> tuple[int, int] | None:
@@ -576,6 +592,10 @@ def create_app(config: Config, clock: Clock | None = None, timeline: Timeline | 
     def openapi_json() -> Response:
         return Response(description, media_type="application/json")
 
+    # The console's pages import this module; they are joined here, when both are complete.
+    from .console import join
+
+    join(app)
     app.add_exception_handler(MidflightError, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _http)
@@ -611,20 +631,30 @@ def error_response(error: MidflightError) -> Response:
 
 
 async def _refused(request: Request, error: MidflightError) -> Response:
-    return error_response(error)
+    return answer_error(request, error)
+
+
+def answer_error(request: Request, error: MidflightError) -> Response:
+    """Return an error as JSON, or as a page where somebody looks at the console with a browser."""
+    path = request.url.path
+    if path.startswith("/v1/") or path in ("/health", "/ready", "/metrics") or "text/html" not in request.headers.get("accept", ""):
+        return error_response(error)
+    from .console import stopped
+
+    return stopped(request, error)
 
 
 async def _not_valid(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     got = first.get("input")
-    return error_response(WrongQuery(first["msg"], got=got if isinstance(got, str | int | float) else None, where=where))
+    return answer_error(request, WrongQuery(first["msg"], got=got if isinstance(got, str | int | float) else None, where=where))
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
     wrong = MidflightError(str(error.detail), got=request.url.path, todo="`GET /v1/openapi.json` lists what there is")
     wrong.status, wrong.code = error.status_code, "http"
-    response = error_response(wrong)
+    response = answer_error(request, wrong)
     response.headers.update(error.headers or {})
     return response
 
@@ -632,7 +662,7 @@ async def _http(request: Request, error: HTTPException) -> Response:
 async def _bug(request: Request, error: Exception) -> Response:
     wrong = MidflightError("Something went wrong in Midflight itself", todo="The console's own log has the details")
     wrong.status, wrong.code = 500, "bug"
-    return error_response(wrong)
+    return answer_error(request, wrong)
 
 
 class _Server(uvicorn.Server):

@@ -64,6 +64,10 @@ class TooManyTries(MidflightError):
     status = 429
     code = "too_many_tries"
 
+    def __init__(self, wait_s: int) -> None:
+        super().__init__("Too many tries", todo=f"Try again in {wait_s} s")
+        self.wait_s = wait_s
+
 
 class Session(msgspec.Struct, frozen=True):
     """Somebody at the console. ``csrf`` has to come with everything that writes."""
@@ -261,7 +265,7 @@ class Tries:
             left = min(float(tries_max), left + (now - at) / try_again_s)
             if left < 1:
                 wait = int((1 - left) * try_again_s) + 1
-                raise TooManyTries("Too many tries", todo=f"Try again in {wait} s")
+                raise TooManyTries(wait)
             if len(self._left) >= keys_max:
                 self._left = {k: v for k, v in self._left.items() if v[0] + (now - v[1]) / try_again_s < tries_max}
                 if len(self._left) >= keys_max:

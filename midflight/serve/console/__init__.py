@@ -1,0 +1,33 @@
+"""The pages that people look at: server-rendered, one small script, no build and nothing from elsewhere."""
+
+from __future__ import annotations
+
+from urllib.parse import urlencode
+
+from fastapi import FastAPI, Request
+from starlette.responses import RedirectResponse, Response
+
+from ...kit.errors import MidflightError
+
+
+def join(app: FastAPI) -> None:
+    """Add the pages to the application."""
+    from .login import entrance
+    from .pages import LoginFirst, pages
+
+    app.include_router(pages)
+    app.include_router(entrance)
+    app.add_exception_handler(LoginFirst, _login_first)
+
+
+async def _login_first(request: Request, error: Exception) -> Response:
+    to = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return RedirectResponse("/login" + ("" if to == "/" or request.method != "GET" else "?" + urlencode({"to": to})), 303)
+
+
+def stopped(request: Request, error: MidflightError) -> Response:
+    """Return an error as a page."""
+    from ..shield import session_of
+    from .pages import render
+
+    return render(request, "stopped.html", error.status, session=session_of(request), error=error.as_dict()["error"])

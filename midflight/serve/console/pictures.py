@@ -1,0 +1,26 @@
+"""Small pictures inside tables, as numbers for SVG: sparklines and intervals; drawn by the templates, without any script."""
+
+from __future__ import annotations
+
+
+def spark(values: list[int], width: float = 120, height: float = 24) -> dict[str, str]:
+    """Return the points of a line and of the area below it."""
+    top = max(values, default=0) or 1
+    step = width / max(1, len(values) - 1)
+    points = [f"{i * step:.1f},{height - 1 - (height - 3) * v / top:.1f}" for i, v in enumerate(values)]
+    line = " ".join(points)
+    return {"line": line, "area": f"0,{height} {line} {width:g},{height}", "viewbox": f"0 0 {width:g} {height:g}"}
+
+
+def scale(rows: list[dict], metric: str) -> float:
+    """Return the upper end that makes every interval of a column fit."""
+    return max([1e-9, *(row["intervals"][metric][1] for row in rows if metric in row["intervals"])])
+
+
+def whisker(row: dict, metric: str, top: float) -> dict[str, float] | None:
+    """Return an interval and its value on a line from 0 to 100."""
+    ends = row["intervals"].get(metric)
+    if not ends or row[metric] is None:
+        return None
+    low, high, value = (round(100 * x / top, 2) for x in (*ends, row[metric]))
+    return {"low": low, "width": max(0.6, round(high - low, 2)), "at": value}
