@@ -38,12 +38,19 @@ def request_of(case: dict) -> Request:
     )
 
 
+def without_credentials(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
 def source_of(case: dict) -> Source:
     """Configure a source as the case's receiver was: its credentials, its key, and SNS's certificate where the fetch would be."""
     auth = case["auth"]
     settings: dict = {"basic_auth": auth.get("basic_auth") or []}
     if auth.get("key"):
         settings["secrets"] = [auth["key"]]
+    if vendor(case) == "mandrill" and without_credentials(auth["signed_url"]) != case["url"]:
+        settings["url"] = auth["signed_url"]  # a proxy stands between
     if auth.get("cert_pem"):
         settings["topics"] = [json.loads(case["body"]).get("TopicArn", "")]
     if not any(settings.values()):

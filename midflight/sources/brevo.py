@@ -98,7 +98,7 @@ def time_of(item: dict) -> int:
 
 def tags_of(item: dict) -> list[str]:
     """Return the tags, which may be a list, one text, or a list written as text."""
-    if item.get("tags"):
+    if isinstance(item.get("tags"), list):
         return texts(item["tags"])
     tag = item.get("tag")
     if isinstance(tag, str) and tag.startswith("["):

@@ -290,7 +290,7 @@ def legacy_metadata(name: str, pairs: list[tuple[str, str]]) -> dict:
     metadata: dict = {}
     for key in dict.fromkeys(key for key, _ in pairs):
         values = [value for other, value in pairs if other == key]
-        if key not in LEGACY_FIELDS:
+        if key not in LEGACY_FIELDS or (key == "url" and name != "clicked"):
             metadata[key] = values[-1]
         elif len(values) > 1 and key != "tag":
             # The other one of two is a custom variable of the same name.

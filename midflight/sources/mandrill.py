@@ -131,9 +131,11 @@ class Mandrill(Source):
     def items(self, request: Request) -> list:
         return events_of(request)
 
-    def events(self, item: object, request: Request) -> Event:
+    def events(self, item: object, request: Request) -> Event | None:
         item = as_dict(item)
         msg, reject = sub(item, "msg"), sub(item, "reject")
+        if is_example(msg.get("email")) or is_example(reject.get("email")):
+            return None  # anybody can sign these, so they must not count for anything
         # Messages have `event`; changes of the allow and deny lists have `type` and `action`.
         name = text(item.get("event")) or ":".join(filter(None, (text(item.get("type")), text(item.get("action")))))
         if not name:
@@ -181,6 +183,10 @@ def is_empty(request: Request) -> bool:
         return False
 
 
+def is_example(email: object) -> bool:
+    return isinstance(email, str) and TEST_RECIPIENT.fullmatch(email) is not None
+
+
 def is_harmless(request: Request) -> bool:
     """Tell whether all events are about Mandrill's own example recipients, as those of its test button are."""
     try:
@@ -188,7 +194,7 @@ def is_harmless(request: Request) -> bool:
     except Malformed:
         return False
     found = [sub(item, part).get("email") for item in items if isinstance(item, dict) for part in ("msg", "reject") if part in item]
-    return len(found) >= len(items) and all(isinstance(email, str) and TEST_RECIPIENT.fullmatch(email) for email in found)
+    return len(found) >= len(items) and all(is_example(email) for email in found)
 
 
 PLUGIN = Mandrill

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
+from threading import Lock
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -112,6 +113,7 @@ class SES(Source):
         super().__init__(config, name=name)
         self.fetch = fetch or fetch_certificate
         self._certificates: dict[str, str] = {}
+        self._lock = Lock()
 
     @classmethod
     def configure(cls, settings: dict, name: str) -> SESConfig:
@@ -187,18 +189,24 @@ class SES(Source):
 
     def certificate(self, url: str) -> str:
         """Return the certificate behind a URL that has been checked, fetched once. Raises NotNow, Refused."""
-        if url not in self._certificates:
-            try:
-                pem = self.fetch(url).decode("ascii")
-                load_key(pem)
-            except OSError as error:
-                raise NotNow(f"{self.label}: Amazon's certificate cannot be fetched: {error}", todo="Try again soon") from None
-            except (ValueError, TypeError):
-                raise Refused(f"{self.label}: what stands at SigningCertURL is no certificate") from None
-            if len(self._certificates) >= certificates_max:
-                self._certificates.pop(next(iter(self._certificates)))
-            self._certificates[url] = pem
-        return self._certificates[url]
+        with self._lock:  # the door verifies in threads
+            known = self._certificates.get(url)
+            if known is None:
+                known = self.fetched(url)
+                if len(self._certificates) >= certificates_max:
+                    self._certificates.pop(next(iter(self._certificates)))
+                self._certificates[url] = known
+            return known
+
+    def fetched(self, url: str) -> str:
+        try:
+            pem = self.fetch(url).decode("ascii")
+            load_key(pem)
+        except OSError as error:
+            raise NotNow(f"{self.label}: Amazon's certificate cannot be fetched: {error}", todo="Try again soon") from None
+        except (ValueError, TypeError):
+            raise Refused(f"{self.label}: what stands at SigningCertURL is no certificate") from None
+        return pem
 
     def handshake(self, request: Request) -> Response | None:
         """Return the URL to fetch for a subscription to a topic of ours; `verify` has checked signature, topic and URL."""
