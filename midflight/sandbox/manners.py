@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import msgspec
 import numpy as np
@@ -34,6 +34,9 @@ class Manners:
     @classmethod
     def good(cls) -> Manners:
         return cls(**{f.name: 0.0 for f in fields(cls) if f.name != "xss"})
+
+    def with_xss(self, xss: bool) -> Manners:
+        return replace(self, xss=xss)
 
 
 class Sending(msgspec.Struct, gc=False):
@@ -88,5 +91,5 @@ def spoil(happening: Happening) -> None:
         event.url += "?q=" + XSS
     if event.detail:
         event.detail += XSS
-    if event.kind in ("converted", "paged", "tracked"):
+    if event.kind == "paged":
         event.name += XSS

@@ -6,10 +6,13 @@ import base64
 import math
 from functools import lru_cache
 from hashlib import blake2b, shake_256
+from pathlib import Path
 
+import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from ..kit.errors import ConfigError
 from ..sources import REGISTRY, Source, load
 from .audience import DIMENSIONS
 from .vendors import SITE, VENDORS
@@ -66,6 +69,8 @@ def source_settings(kind: str, seed: int) -> tuple[dict, dict]:
         both = {"kind": kind, "secrets": ["whsec_" + base64.b64encode(secret_of(seed, kind)).decode()]}
     elif kind == "postmark":
         both = {"kind": kind, "basic_auth": [f"postmark:{text[:32]}"]}
+    elif kind == SITE:
+        both = {"kind": kind, "basic_auth": [text[:32]]}
     else:
         both = {"kind": kind, "secrets": [text]}
     return both, both
@@ -89,6 +94,35 @@ def sandbox_config(ports: dict[str, int] | None = None, seed: int = 1, data: str
         "sources": {kind: settings for kind, (settings, _) in both.items()},
     }
     return config, {"sources": {kind: settings for kind, (_, settings) in both.items()}}
+
+
+def write_files(folder: Path, config: dict, keys: dict) -> tuple[Path, Path]:
+    """Write midflight.yaml and sandbox.yaml; what is there already stays. Raises ConfigError."""
+    paths = folder / "midflight.yaml", folder / "sandbox.yaml"
+    for path in paths:
+        if path.exists():
+            raise ConfigError(f"{path} is there already and stays as it is", todo="Choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths[0].write_bytes(msgspec.yaml.encode(config))
+        paths[1].write_bytes(msgspec.yaml.encode(keys))
+        paths[1].chmod(0o600)
+    except OSError as error:
+        raise ConfigError(f"Cannot write the sandbox's settings: {error.strerror}", got=folder) from None
+    return paths
+
+
+def read_keys(path: Path) -> dict:
+    """Read sandbox.yaml. Raises ConfigError."""
+    try:
+        keys = msgspec.yaml.decode(path.read_bytes(), type=dict[str, dict[str, dict]])
+    except OSError as error:
+        raise ConfigError(f"Cannot read the sandbox's keys: {error.strerror}", got=path, todo="`midflight sandbox init` writes them") from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path} holds no sandbox keys: {error}") from None
+    if "sources" not in keys:
+        raise ConfigError(f"{path} holds no sandbox keys", expected="`sources`")
+    return keys
 
 
 def sources_from(keys: dict) -> dict[str, Source]:

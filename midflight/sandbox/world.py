@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 
 import numpy as np
 
@@ -115,17 +116,18 @@ class World:
     def happenings(self) -> list[Happening]:
         return [h for wave in self.waves() for h in wave]
 
-    def shipments(self, happenings: list[Happening]) -> list[Shipment]:
-        """Return the requests that report these happenings, in the order they are due, with bad manners."""
+    def shipments(self, happenings: list[Happening], manners: Manners | None = None) -> list[Shipment]:
+        """Return the requests that report these happenings, in the order they are due, with the scenario's or other manners."""
         scenario, rng = self.scenario, np.random.default_rng(self._manners)
+        manners = manners or scenario.manners
         history = scenario.start_us if scenario.spread_days else 0
-        told = sendings(happenings, scenario.manners, rng, scenario.pace, history)
-        return requests(told, rng, window_us=0 if history else second_us, batch_max=scenario.batch, manners=scenario.manners)
+        told = sendings(happenings, manners, rng, scenario.pace, history)
+        return requests(told, rng, window_us=0 if history else second_us, batch_max=scenario.batch, manners=manners)
 
     def truth(self, happenings: list[Happening]) -> dict[Cell, Counter[str]]:
         """Return the true cells. Call it after ``shipments``, which may stamp events with wrong clocks."""
         agents = {(h.event.source, h.event.event_id): h.agent for h in happenings}
-        return truth((h.event for h in happenings), self.people.attributes(), agents=agents)
+        return truth((h.event for h in chain(self.identifies(), happenings)), self.people.attributes(), agents=agents)
 
     def dimensions(self) -> tuple[str, ...]:
         return DIMENSION_NAMES

@@ -1,0 +1,171 @@
+"""Play an email service provider and its audience against a running door, and check the numbers against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..kit.clock import Clock
+from ..sandbox.manners import Manners
+from ..sandbox.play import Game, play
+from ..sandbox.settings import kinds, read_keys, sandbox_config, write_files
+from ..sandbox.vendors import SITE
+from ..sandbox.verify import Difference, load_truth, verify
+from ..sandbox.world import Scenario
+from ..stream.measures import MEASURES
+
+app = typer.Typer(no_args_is_help=True, help="Play an email service provider and its audience against a running door, with known truth.")
+console = Console()
+shown_max = 40
+
+
+@app.command()
+def init(
+    folder: Path = typer.Argument(Path("."), help="Where to write midflight.yaml and sandbox.yaml."),
+    seed: int = typer.Option(1, help="The keys follow from it."),
+    door_port: int = typer.Option(8400, help="Port of the door."),
+    console_port: int = typer.Option(8401, help="Port of API and console."),
+    data: str = typer.Option("data", help="Midflight's data folder."),
+) -> None:
+    """Write settings for Midflight with every simulated vendor as a source, and beside them the keys that the sandbox signs with."""
+    for path in write_files(folder, *sandbox_config({"door": door_port, "console": console_port}, seed, data)):
+        print(f"Wrote {path}")
+
+
+@app.command()
+def run(
+    door: str = typer.Option("http://127.0.0.1:8400", help="Where the door is."),
+    keys: Path = typer.Option(Path("sandbox.yaml"), help="The keys to sign with; `midflight sandbox init` writes them."),
+    campaigns: int = typer.Option(3, min=1, max=100, help="How many campaigns are sent at once."),
+    recipients: int = typer.Option(5000, min=10, max=2_000_000, help="How many people there are."),
+    waves: int = typer.Option(4, min=1, max=100, help="Waves of each campaign."),
+    seed: int = typer.Option(1, help="The same seed and start give the same events."),
+    start: int = typer.Option(0, help="Unix seconds of the first send; 0 is now."),
+    vendors: str = typer.Option("", help="Which vendors send, separated by commas; all without."),
+    speed: float = typer.Option(600.0, min=0.01, help="Virtual seconds in one second: 600 makes ten hours of a minute."),
+    hours: float = typer.Option(10.0, min=0.01, help="Virtual hours until the curtain falls."),
+    spread: float = typer.Option(0.0, min=0.0, help="Instead, load a history of so many days at full rate."),
+    rate: float = typer.Option(0.0, min=0.0, help="At most so many events a second; 0 is no limit."),
+    batch: int = typer.Option(200, min=1, max=1000, help="Events in one request of a vendor that batches."),
+    connections: int = typer.Option(8, min=1, max=200, help="Kept connections to the door."),
+    patience: float = typer.Option(60.0, min=0.0, help="Seconds for which a refused request is tried again."),
+    duplicates: float = typer.Option(0.02, min=0, max=1, help="Share of events that come twice."),
+    reorder: float = typer.Option(0.05, min=0, max=1, help="Share of events that later ones overtake."),
+    late: float = typer.Option(0.01, min=0, max=1, help="Share of events that come hours late."),
+    bare: float = typer.Option(0.03, min=0, max=1, help="Share of events without campaign, variant and wave."),
+    clocks: float = typer.Option(0.002, min=0, max=1, help="Share of events from a wrong clock: +2 h, +10 years, milliseconds for seconds."),
+    async_bounces: float = typer.Option(0.002, min=0, max=1, help="Share of deliveries that bounce afterwards, without the sender's metadata."),
+    unknown: float = typer.Option(0.002, min=0, max=1, help="Share of messages with an event of an unknown kind."),
+    poison: float = typer.Option(0.005, min=0, max=1, help="Share of batches with an unreadable event."),
+    cut: float = typer.Option(0.005, min=0, max=1, help="Share of requests whose connection is cut before the answer."),
+    good_manners: bool = typer.Option(False, help="None of the above."),
+    xss: bool = typer.Option(False, help="Put markup into every text."),
+    truth: Path | None = typer.Option(None, help="Write the true numbers to this file."),
+    verify: str = typer.Option("", metavar="URL", help="Afterwards compare the API at this URL with the truth; exit with 1 if it differs."),
+    token: str = typer.Option("", envvar="MIDFLIGHT_TOKEN", help="Token for the API."),
+    verify_timeout: float = typer.Option(60.0, help="Seconds for the numbers to become true."),
+) -> None:
+    """Send campaigns, let people and machines react, report it to a door as real vendors do, and tell the truth at the end."""
+    manners = Manners(duplicates, reorder, late, bare, clocks, async_bounces, unknown, poison, cut)
+    scenario = Scenario(
+        seed=seed,
+        start_us=(start or Clock().now_us() // 1_000_000) * 1_000_000,
+        recipients=recipients,
+        campaigns=campaigns,
+        waves=waves,
+        vendors=chosen(vendors),
+        speed=speed,
+        hours=hours,
+        spread_days=spread,
+        batch=batch,
+        manners=(Manners.good() if good_manners else manners).with_xss(xss),
+    )
+    game = Game(scenario, door, read_keys(keys), rate=rate, connections=connections, patience_s=patience, api=verify, token=token)
+    with progress() as bar:
+        told = play(game, bar_of(bar))
+    report = told.report
+    console.print(
+        f"{report['events']} events in {report['requests']} requests, {report['seconds']} s; answers {report['answers']}, "
+        f"{report['retries']} retries, {report['cuts']} cut; p50 {report['answer_p50_ms']} ms, p99 {report['answer_p99_ms']} ms",
+        highlight=False,
+    )
+    if truth:
+        told.save(truth)
+        print(f"The true numbers are in {truth}")
+    if report["refused"] or report["lost"]:
+        console.print(f"[red]{report['refused']} requests were refused for good and {report['lost']} never taken; the truth leaves them out.")
+    if verify:
+        judge(told, verify, token, verify_timeout)
+    if report["refused"] or report["lost"]:
+        raise typer.Exit(1)
+
+
+@app.command("verify")
+def verify_(
+    truth: Path = typer.Argument(help="A file that `midflight sandbox run --truth` wrote."),
+    url: str = typer.Argument("http://127.0.0.1:8401", help="Where the API is."),
+    token: str = typer.Option("", envvar="MIDFLIGHT_TOKEN", help="Token for the API."),
+    verify_timeout: float = typer.Option(60.0, help="Seconds for the numbers to become true."),
+) -> None:
+    """Compare the API's numbers with the truth of an earlier run; exit with 1 if any differs."""
+    judge(load_truth(truth), url, token, verify_timeout)
+
+
+def chosen(vendors: str) -> tuple[str, ...]:
+    known = tuple(kind for kind in kinds() if kind != SITE)
+    names = tuple(name.strip() for name in vendors.split(",") if name.strip())
+    return names or known
+
+
+def progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("events"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=not console.is_terminal)
+
+
+def bar_of(bar: Progress):
+    """Return what is called with (what is done, how many events) at the start of each part and with (``""``, n) as they are taken."""
+    current: list = []
+
+    def step(what: str, count: int) -> None:
+        if what:
+            current[:] = [bar.add_task(what, total=count)]
+        else:
+            bar.advance(current[0], count)
+
+    return step
+
+
+def judge(truth, url: str, token: str, timeout_s: float) -> None:
+    """Print what differs and leave with 1, or say that nothing does."""
+    with console.status("Waiting for the numbers") as status:
+        found = verify(
+            truth,
+            url,
+            token=token,
+            measures=MEASURES,
+            timeout_s=timeout_s,
+            waiting=lambda n: status.update(f"{n} numbers are not true yet"),
+        )
+    if not found:
+        print(f"Every number of {len(truth.campaigns())} campaigns is true.")
+        return
+    console.print(table_of(found))
+    raise typer.Exit(1)
+
+
+def table_of(found: list[Difference]) -> Table:
+    table = Table(title=f"{len(found)} numbers differ" + (f", the first {shown_max} are" if len(found) > shown_max else ""))
+    for heading in ("campaign", "of", "measure"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("true", justify="right")
+    table.add_column("shown", justify="right")
+    for difference in found[:shown_max]:
+        name, row, measure, true, shown = difference
+        table.add_row(name or "(none)", row, measure, str(true), str(shown))
+    return table
+
+
