@@ -832,6 +832,8 @@ def test_mandrill_creates_a_webhook_before_it_gives_the_key() -> None:
     assert fresh.handshake(first) == Response() and list(fresh.parse(first)) == []
     assert not accepts(fresh, mandrill_post("any", [{"event": "send", "msg": {"email": "ada@example.com"}}]))
     assert not accepts(load("mandrill", {"secrets": ["key"]}), first)
+    odd = with_headers(msgspec.structs.replace(first, url="//[in/esp"), {"authorization": "Basic dTpw", "x-mandrill-signature": "x"})
+    assert not accepts(load("mandrill", {"secrets": ["key"]}), odd)
 
 
 def test_mandrills_public_test_key_opens_nothing() -> None:
@@ -844,6 +846,8 @@ def test_mandrills_public_test_key_opens_nothing() -> None:
     for email in ("ada@example.com", "example.webhook@mandrillapp.com.example", None):
         assert not accepts(source, mandrill_post("test-webhook", [{"event": "open", "msg": {"email": email}}]))
     assert not accepts(source, mandrill_post("test-webhook", [{"event": "open"}]))
+    double = {"event": "open", "msg": {"email": "example.webhook@mandrillapp.com"}, "reject": {"email": "example.webhook@mandrillapp.com"}}
+    assert not accepts(source, mandrill_post("test-webhook", [double, {"event": "open", "_id": "m1"}]))
     real = mandrill_post("key", [{"event": "open", "msg": {"email": "ada@example.com"}}])
     source.verify(real)
     assert source.handshake(real) is None
