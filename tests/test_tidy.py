@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -424,6 +425,52 @@ def test_every_command_is_a_file() -> None:
     for name in commands.names():
         assert commands.load(name).help, f"midflight/commands/{commands.names()[name]}.py:1: no help"
         assert commands.summary(name)
+
+
+# What is used without being imported: msgspec reads YAML with it.
+USED_UNSEEN = {"yaml"}
+# What comes with another dependency and is part of its interface.
+COMES_ALONG = {"starlette": "fastapi", "pydantic": "fastapi"}
+
+
+def third_party(codes: list[Code]) -> dict[str, str]:
+    """Return every foreign package that is imported, with the place of one import."""
+    found = {}
+    for code in codes:
+        for node in ast.walk(code.tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            else:
+                continue
+            for name in names:
+                top = name.partition(".")[0]
+                if top not in sys.stdlib_module_names and top != "midflight":
+                    found.setdefault(COMES_ALONG.get(top, top), f"{code.path}:{node.lineno}")
+    return found
+
+
+def differences(imported: dict[str, str], declared: set[str]) -> list[str]:
+    """Return what is imported and not declared, and what is declared and not imported."""
+    wrong = [f"{where}: `{name}` is no dependency in pyproject.toml" for name, where in imported.items() if name not in declared]
+    return wrong + [f"pyproject.toml:1: nothing imports `{name}`" for name in sorted(declared - set(imported) - USED_UNSEEN)]
+
+
+def test_dependencies_are_what_is_imported(tree: list[Code]) -> None:
+    """Every foreign import is a declared dependency, and every dependency is imported."""
+    declared = {re.match(r"[\w-]+", line)[0] for line in tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]}
+    modules = {"pyyaml": "yaml"}
+    names = {modules.get(name, name.replace("-", "_")) for name in declared}
+    assert not differences(third_party([code for code in tree if code.path.startswith("midflight/")]), names)
+
+
+def test_a_missing_and_a_needless_dependency_are_caught() -> None:
+    """An import of what is not declared is found, and a dependency that nobody imports."""
+    imported = third_party([code_of("a.py", "import json, msgspec.yaml\nfrom starlette.responses import Response\nfrom . import x")])
+    assert set(imported) == {"msgspec", "fastapi"}
+    assert not differences(imported, {"msgspec", "fastapi"})
+    assert differences(imported, {"msgspec"}) and differences(imported, {"msgspec", "fastapi", "attrs"})
 
 
 def lint(*arguments: str) -> subprocess.CompletedProcess:
