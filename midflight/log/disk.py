@@ -19,7 +19,7 @@ class Disk(Protocol):
 
     def make_folder(self, path: str) -> None: ...
     def listdir(self, path: str) -> list[str]: ...
-    def open(self, path: str, *, write: bool = False, create: bool = False) -> int: ...
+    def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> int: ...
     def close(self, fd: int) -> None: ...
     def pread(self, fd: int, length: int, offset: int) -> bytes: ...
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int: ...
@@ -48,9 +48,10 @@ class OsDisk:
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)
 
-    def open(self, path: str, *, write: bool = False, create: bool = False) -> int:
-        flags = (os.O_RDWR if write else os.O_RDONLY) | (os.O_CREAT if create else 0) | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(path, flags, 0o600)
+    def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> int:
+        """Open a file; ``exclusive`` refuses one that is already there."""
+        flags = (os.O_RDWR if write else os.O_RDONLY) | (os.O_CREAT if create else 0) | (os.O_EXCL if exclusive else 0)
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -121,13 +122,20 @@ class OsDisk:
         return os.urandom(length)
 
 
+# An interrupted call is repeated, but not for ever.
+interruptions_max = 100
+
+
 def write_all(disk: Disk, fd: int, data: bytes, offset: int) -> None:
     """Write everything or raise; a short write is continued, an interrupted one repeated."""
-    rest = memoryview(data)
+    rest, interruptions = memoryview(data), 0
     while rest:
         try:
             done = disk.pwrite(fd, rest, offset)
         except InterruptedError:
+            interruptions += 1
+            if interruptions > interruptions_max:
+                raise
             continue
         if done <= 0:
             raise OSError(5, "the disk took nothing of a write")
@@ -138,10 +146,14 @@ def write_all(disk: Disk, fd: int, data: bytes, offset: int) -> None:
 def read_all(disk: Disk, fd: int, length: int, offset: int) -> bytes:
     """Read until the length or the end of the file is reached."""
     parts: list[bytes] = []
+    interruptions = 0
     while length > 0:
         try:
             part = disk.pread(fd, length, offset)
         except InterruptedError:
+            interruptions += 1
+            if interruptions > interruptions_max:
+                raise
             continue
         if not part:
             break

@@ -23,6 +23,13 @@ class Full(Unwritable):
     code = "full"
 
 
+class Unreadable(MidflightError):
+    """The disk refused a read; nothing is known to be wrong with the log itself. Try again."""
+
+    status = 500
+    code = "unreadable"
+
+
 class NotKept(MidflightError):
     """A position before the first record that retention has left."""
 
@@ -35,6 +42,11 @@ class TooLarge(MidflightError):
 
     status = 413
     code = "too_large"
+
+
+def unreadable_from(error: OSError, path: object) -> Unreadable:
+    name = errno.errorcode.get(error.errno or 0, str(error))
+    return Unreadable("The log cannot be read", got=name, where=str(path), todo="Look at the disk and at the folder's owner and rights")
 
 
 def unwritable_from(error: OSError, path: object) -> Unwritable:

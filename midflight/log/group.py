@@ -76,7 +76,9 @@ class GroupCommit:
             if self._closing:
                 raise MidflightError("This log is closing")
             if self._waiting_bytes and self._waiting_bytes + size > self._waiting_bytes_max:
-                raise Overloaded("Too much waits for the disk", expected=f"at most {self._waiting_bytes_max} bytes", got=self._waiting_bytes)
+                raise Overloaded(
+                    "Too much waits for the disk", expected=f"at most {self._waiting_bytes_max} bytes", got=self._waiting_bytes
+                )
             self._waiting.append((records, done, size))
             self._waiting_bytes += size
             self._some.notify()

@@ -10,6 +10,8 @@ from .disk import Disk, Identity, write_all
 from .format import Epoch, epoch_bytes
 from .survey import read_file
 
+making = ".making"  # how the name of a file ends that is not yet what it will be
+
 
 class Ownership:
     """Holds the lock file and the epoch file open, so that neither's inode number can come to mean another file.
@@ -21,12 +23,12 @@ class Ownership:
 
     def __init__(self, disk: Disk, folder: str) -> None:
         self._disk, self._folder = disk, folder
-        self._lock_fd = self._take_lock()
-        self._lock_identity = disk.identity(self._lock_fd)
+        self._lock_fd, self._lock_identity = self._take_lock()
+        self._token, self._made = disk.random_bytes(8).hex(), 0
         self._epoch_fd = -1
         self._epoch_identity: Identity | None = None
 
-    def _take_lock(self) -> int:
+    def _take_lock(self) -> tuple[int, Identity]:
         path = f"{self._folder}/lock"
         for _ in range(10):
             fd = self._disk.open(path, write=True, create=True)
@@ -34,9 +36,10 @@ class Ownership:
                 if not self._disk.lock(fd):
                     holder = (read_file(self._disk, path) or b"").rstrip(b"\0\n").decode("ascii", "replace")
                     raise Locked("Another process writes this log", got=holder or None, where=path, todo="Stop it first")
-                if self._disk.identity(fd) == self._disk.identity_at(path):
+                identity = self._disk.identity(fd)
+                if identity == self._disk.identity_at(path):
                     self._note_holder(fd)
-                    return fd
+                    return fd, identity
             except BaseException:
                 self._disk.close(fd)
                 raise
@@ -53,14 +56,13 @@ class Ownership:
 
     def write_epoch(self, epoch: Epoch) -> None:
         """Replace the epoch file durably. After an OSError the file may be the old or the new one."""
-        path = f"{self._folder}/epoch"
-        fd = self._disk.open(f"{path}.new", write=True, create=True)
+        path, new = f"{self._folder}/epoch", self.unfinished("epoch")
+        fd = self._disk.open(new, write=True, create=True, exclusive=True)
         try:
-            self._disk.truncate(fd, 0)
             write_all(self._disk, fd, epoch_bytes(epoch), 0)
             self._disk.fsync(fd)
             self._check_lock()
-            self._disk.rename(f"{path}.new", path)
+            self._disk.rename(new, path)
             self._disk.fsync_folder(self._folder)
             identity = self._disk.identity(fd)
         except BaseException:
@@ -69,6 +71,11 @@ class Ownership:
         if self._epoch_fd >= 0:
             self._disk.close(self._epoch_fd)
         self._epoch_fd, self._epoch_identity = fd, identity
+
+    def unfinished(self, what: str) -> str:
+        """Return the path of a new file in the making; writers that overlap must never hold the same one."""
+        self._made += 1
+        return f"{self._folder}/{what}.{self._token}.{self._made}{making}"
 
     def _check_lock(self) -> None:
         if self._disk.identity_at(f"{self._folder}/lock") != self._lock_identity:

@@ -12,7 +12,7 @@ from xxhash import xxh3_128_digest
 from midflight.kit.errors import Damaged, MidflightError
 
 from .disk import Disk, OsDisk, read_all
-from .errors import NotKept
+from .errors import NotKept, unreadable_from
 from .format import (
     FRAME,
     FRAME_MAGIC,
@@ -87,12 +87,18 @@ class Reader:
 
     def first(self) -> int:
         """Return the first position that is kept; 0 for a log that is not there yet."""
-        self._list()
+        try:
+            self._list()
+        except OSError as error:
+            raise unreadable_from(error, self._folder) from error
         return self._firsts[0] if self._firsts else 0
 
     def head(self) -> int:
         """Return the position after the last durable record."""
-        return self._read_head().position
+        try:
+            return self._read_head().position
+        except OSError as error:
+            raise unreadable_from(error, self._folder) from error
 
     def read(self, position: int, bytes_max: int = 8 * 1024 * 1024) -> list[Record]:
         """Return durable records from ``position`` on, with ``position`` and ``at_us`` filled in; [] when there is nothing new.
@@ -102,23 +108,29 @@ class Reader:
         """
         if position < 0:
             raise MidflightError("Positions start at 0", got=position)
-        head = self._read_head()
-        if position >= head.position:
-            return []
         try:
-            return self._read(position, bytes_max, head)
+            return self._try(position, bytes_max)
         except (_Stale, FileNotFoundError):
             # A recovery or retention may have moved things since we looked.
             self._forget()
-            head = self._read_head()
+        except OSError as error:
+            self._forget()
+            raise unreadable_from(error, self._folder) from error
         try:
-            return self._read(position, bytes_max, head) if position < head.position else []
+            return self._try(position, bytes_max)
         except _Stale as stale:
             self._forget()
             raise stale.damage from None
         except FileNotFoundError as error:
             self._forget()
             raise damaged(str(error.filename), 0, "a segment is missing") from None
+        except OSError as error:
+            self._forget()
+            raise unreadable_from(error, self._folder) from error
+
+    def _try(self, position: int, bytes_max: int) -> list[Record]:
+        head = self._read_head()
+        return self._read(position, bytes_max, head) if position < head.position else []
 
     # -- where things are
 

@@ -36,7 +36,7 @@ from .format import (
     segment_name,
     segment_of_name,
 )
-from .ownership import Ownership
+from .ownership import Ownership, making
 from .record import Record
 from .survey import Segment, check_head, read_epoch, read_head, segment_names, survey
 
@@ -80,6 +80,7 @@ class Writer:
         self._fd = self._head_fd = self._spare_fd = -1
         self._offset = self._capacity = self._spare_capacity = 0
         self._spare_try_at = 0
+        self._spare_path = ""
         self._has_reserve = False
         # Why the next append has to begin with a recovery; None while all is well.
         self._suspect: Exception | None = None
@@ -183,9 +184,7 @@ class Writer:
             self._rotate(need)
         position, chain, at_us = self._place
         at_us = max(self._clock.now_us(), at_us)
-        frame = frame_bytes(
-            self._seed, RECORDS, payload, count=count, first=position, epoch=self._epoch.epoch, at_us=at_us, chain=chain
-        )
+        frame = frame_bytes(self._seed, RECORDS, payload, count=count, first=position, epoch=self._epoch.epoch, at_us=at_us, chain=chain)
         try:
             self._own.check()
             write_all(self._disk, self._fd, frame, self._offset)
@@ -240,7 +239,7 @@ class Writer:
             write_all(self._disk, self._spare_fd, data, 0)
             self._disk.fdatasync(self._spare_fd)
             self._own.check()
-            self._disk.rename(f"{self._folder}/spare", f"{self._folder}/{name}")
+            self._disk.rename(self._spare_path, f"{self._folder}/{name}")
             self._disk.fsync_folder(self._folder)
             self._check_or_withdraw(name)
         except BaseException as error:
@@ -297,10 +296,9 @@ class Writer:
         length = max(self._segment_bytes, data_offset + need + sector_bytes)
         if not self._has_room(length):
             raise OSError(errno.ENOSPC, "no space beside the reserve")
-        path = f"{self._folder}/spare"
+        self._spare_path = self._own.unfinished("spare")
         try:
-            self._spare_fd = self._disk.open(path, write=True, create=True)
-            self._disk.truncate(self._spare_fd, 0)
+            self._spare_fd = self._disk.open(self._spare_path, write=True, create=True, exclusive=True)
             self._disk.allocate(self._spare_fd, length)
             self._disk.fsync(self._spare_fd)
         except BaseException:
@@ -318,7 +316,7 @@ class Writer:
         fd, self._spare_fd = self._spare_fd, -1
         try:
             self._disk.close(fd)
-            self._disk.unlink(f"{self._folder}/spare")
+            self._disk.unlink(self._spare_path)
         except OSError:
             # It is made anew from nothing when it is needed; what is there is in nobody's way.
             pass
@@ -362,12 +360,9 @@ class Writer:
     def _resume(self) -> None:
         """Start from the disk again after a failed append, keeping exactly what was acknowledged."""
         self._own.check()
-        for fd in (self._fd, self._head_fd):
-            if fd >= 0:
-                self._disk.forget_cache(fd)
-                self._disk.close(fd)
-        self._fd = self._head_fd = -1
-        self._drop_spare()
+        if self._fd >= 0:
+            self._disk.forget_cache(self._fd)
+        self._close_files()
         self._take_over(self._place)
         self._suspect = None
 
@@ -379,6 +374,7 @@ class Writer:
         is carried over: written again as the first frame of the new segment.
         """
         self._raise_epoch()
+        self._remove([name for name in self._disk.listdir(self._folder) if name.endswith(making)])
         found = survey(self._disk, self._folder, self._epoch, acknowledged.position if acknowledged else None)
         last = found.segments[-1] if found.segments else None
         place = Place(last.end, last.chain, last.at_us) if last else Place(self._epoch.first, no_chain, 0)
@@ -397,11 +393,18 @@ class Writer:
         for segment in before:
             end = start if segment is before[-1] else Place(segment.end, segment.chain, segment.at_us)
             self._tidy(segment, end, carried.offset if carried and segment is last else segment.end_offset)
-        for name in [*found.strays, *(s.name for s in found.segments if s.first >= start.position)]:
-            self._disk.unlink(f"{self._folder}/{name}")
+        self._remove([*found.strays, *(s.name for s in found.segments if s.first >= start.position)])
         self._epoch = self._epoch._replace(last=start.position)
         self._own.write_epoch(self._epoch)
         self._reserve()
+
+    def _remove(self, names: list[str]) -> None:
+        """Remove files that no longer count; one that stays is known for what it is next time."""
+        for name in names:
+            try:
+                self._disk.unlink(f"{self._folder}/{name}")
+            except OSError as error:
+                logger.warning("%s could not be removed: %s", name, error)
 
     def _raise_epoch(self) -> None:
         """Become the writer of a new epoch; from here on an earlier one sees that it is no longer the writer."""
@@ -454,8 +457,7 @@ class Writer:
             # First the note of what is kept, then the removal: what a crash leaves is known to be on its way out.
             self._epoch = self._epoch._replace(first=self._kept[gone].first)
             self._own.write_epoch(self._epoch)
-            for segment in self._kept[:gone]:
-                self._disk.unlink(f"{self._folder}/{segment.name}")
+            self._remove([segment.name for segment in self._kept[:gone]])
         except OSError as error:
             self._suspect = error
             raise self._refused(error) from error
@@ -479,12 +481,15 @@ class Writer:
         finally:
             self._let_go()
 
-    def _let_go(self) -> None:
+    def _close_files(self) -> None:
         self._drop_spare()
-        for fd in (self._fd, self._head_fd):
-            if fd >= 0:
-                self._disk.close(fd)
+        open_files = [fd for fd in (self._fd, self._head_fd) if fd >= 0]
         self._fd = self._head_fd = -1
+        for fd in open_files:
+            self._disk.close(fd)
+
+    def _let_go(self) -> None:
+        self._close_files()
         if self._own is not None:
             self._own.release()
             self._own = None
