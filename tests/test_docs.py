@@ -273,6 +273,36 @@ def test_a_broken_link_is_caught(tmp_path: Path) -> None:
     assert broken_links(page) == ["a.md: c.md", "a.md: b.md#other"]
 
 
+NAMED = re.compile(r"\[`([\w.]+)`\]\(([^)\s]+\.py)\)")
+TREE_PATH = re.compile(r"`((?:midflight|tests|docs|examples|bench)/[\w./-]*)`")
+
+
+def missing_code(page: Path) -> list[str]:
+    """Return what a page names of the code that is not there: functions and classes linked to their file, and paths."""
+    text = without_blocks(page.read_text())
+    missing = [path for path in TREE_PATH.findall(text) if not (PROJECT / path).exists()]
+    for name, target in NAMED.findall(text):
+        code = (page.parent / target).resolve()
+        for part in name.split("."):
+            if not code.exists() or not re.search(rf"^ *(?:async def|def|class) {part}\b", code.read_text(), re.MULTILINE):
+                missing.append(f"{name} in {target}")
+    return missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_that_pages_name_is_there(page: Path) -> None:
+    """Every function or class that a page links to its file is in that file, and every path of the tree exists."""
+    assert missing_code(page) == []
+
+
+def test_code_that_went_away_is_caught(tmp_path: Path) -> None:
+    """A function that was renamed and a file that was moved are found."""
+    (tmp_path / "code.py").write_text("class Writer:\n    def append(self): ...\n")
+    page = tmp_path / "a.md"
+    page.write_text("[`Writer.append`](code.py) [`Writer.add`](code.py) `midflight/cli.py` `midflight/gone.py`")
+    assert missing_code(page) == ["midflight/gone.py", "Writer.add in code.py"]
+
+
 # -- what is said to be typed --------------------------------------------------------------------------------------------
 
 
