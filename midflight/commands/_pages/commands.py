@@ -73,6 +73,6 @@ def default_of(parameter) -> str:
     if parameter.required:
         return "has to be given"
     default = parameter.default
-    if default is None or callable(default) or default in ("", (), [], False):
+    if default is None or default is False or callable(default) or default in ("", (), []):
         return ""
     return f"`{getattr(default, 'value', default)}`"
