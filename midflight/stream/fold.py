@@ -13,7 +13,10 @@ from numba import njit
 from ..events import KINDS
 from .agents import BURST, HUMAN, MACHINE, PROXIED, TOO_SOON, burst_urls_min, burst_us, too_soon_us
 from .measures import DELAY_EDGES_S, MEASURE
-from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS, Cells, message_slot
+from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS, key_hash, message_slot
+
+# Functions that only compiled code calls need no entry from Python, which is half of what there is to compile.
+inner = njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 SURE = 4  # bit of a node's base: timing cannot overrule
 OPEN, CLICK = 100, 101
@@ -66,17 +69,11 @@ M_UNKNOWN = MEASURE["unknown"]
 # -- cells ---------------------------------------------------------------------------------------------------------------
 
 
-@njit(inline="always")
-def _key_hash(k0, k1, k2):
-    h = k0 * np.uint64(0x9E3779B97F4A7C15) ^ k1 * np.uint64(0xC2B2AE3D27D4EB4F) ^ k2 * np.uint64(0x165667B19E3779F9)
-    return h ^ (h >> np.uint64(29))
-
-
-@njit(cache=True)
+@inner
 def _cell(cells, k0, k1, k2):
     """Return the row of a cell, made if it is not there."""
     mask = np.uint64(cells.slots.size - 1)
-    at = _key_hash(k0, k1, k2) & mask
+    at = key_hash(k0, k1, k2) & mask
     while True:
         row = cells.slots[at]
         if row == NIL:
@@ -90,13 +87,26 @@ def _cell(cells, k0, k1, k2):
         at = (at + np.uint64(1)) & mask
 
 
-@njit(cache=True)
+@inner
+def _bucket(delay_us):
+    """Return how many edges are not above the delay."""
+    low, high = 0, _EDGES_US.size
+    while low < high:
+        middle = (low + high) // 2
+        if _EDGES_US[middle] <= delay_us:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inner
 def _delay(cells, k0, k1, k2, kind, delay_us, n):
     """Add n to the delay bucket of a cell."""
-    bucket = np.searchsorted(_EDGES_US, max(delay_us, 0), side="right")
+    bucket = _bucket(delay_us)
     k3 = np.uint64(kind) << np.uint64(32) | np.uint64(bucket)
     mask = np.uint64(cells.delay_slots.size - 1)
-    at = (_key_hash(k0, k1, k2) + k3 * np.uint64(0x9E3779B97F4A7C15)) & mask
+    at = (key_hash(k0, k1, k2) + k3 * np.uint64(0x9E3779B97F4A7C15)) & mask
     while True:
         row = cells.delay_slots[at]
         if row == NIL:
@@ -117,41 +127,14 @@ def _delay(cells, k0, k1, k2, kind, delay_us, n):
     cells.delay_n[row] += n
 
 
-@njit(cache=True)
-def _grown(cells, need):
-    """Return cells with room for `need` more rows."""
-    size = cells.key.shape[0]
-    if cells.used[0] + need <= size and cells.used[1] + need <= size:
-        return cells
-    while cells.used[0] + need > size or cells.used[1] + need > size:
-        size *= 2
-    key = np.zeros((size, 3), np.uint64)
-    value = np.zeros((size, cells.value.shape[1]), np.int64)
-    delay_key = np.zeros((size, 4), np.uint64)
-    delay_n = np.zeros(size, np.int64)
-    slots = np.full(size * 2, NIL, np.int32)
-    delay_slots = np.full(size * 2, NIL, np.int32)
-    mask = np.uint64(slots.size - 1)
-    n = cells.used[0]
-    key[:n] = cells.key[:n]
-    value[:n] = cells.value[:n]
-    for row in range(n):
-        at = _key_hash(key[row, 0], key[row, 1], key[row, 2]) & mask
-        while slots[at] != NIL:
-            at = (at + np.uint64(1)) & mask
-        slots[at] = row
-    n = cells.used[1]
-    delay_key[:n] = cells.delay_key[:n]
-    delay_n[:n] = cells.delay_n[:n]
-    for row in range(n):
-        at = (
-            _key_hash(delay_key[row, 0], delay_key[row, 1], delay_key[row, 2])
-            + delay_key[row, 3] * np.uint64(0x9E3779B97F4A7C15)
-        ) & mask
-        while delay_slots[at] != NIL:
-            at = (at + np.uint64(1)) & mask
-        delay_slots[at] = row
-    return Cells(slots, key, value, delay_slots, delay_key, delay_n, cells.used)
+@inner
+def _has_room(cells, need):
+    """Whether `need` more rows fit, so that folding an event never stops half-way."""
+    return (
+        cells.used[0] + need <= cells.key.shape[0]
+        and cells.used[1] + need <= cells.delay_key.shape[0]
+        and cells.used[2] + need <= cells.touched.size
+    )
 
 
 @njit(inline="always")
@@ -172,7 +155,7 @@ def _at(campaign, at_us):
 # -- what a message contributes -------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _judge(nodes, first):
     """Set the verdict of a message's opens and clicks from all that is known of the message."""
     delivered = np.int64(-1)
@@ -197,7 +180,7 @@ def _judge(nodes, first):
         node = nodes.next[node]
 
 
-@njit(cache=True)
+@inner
 def _is_burst(nodes, last):
     """Whether the clicks from `last` back for burst_us have enough distinct links (the list is latest first)."""
     distinct = 0
@@ -219,7 +202,7 @@ def _is_burst(nodes, last):
     return False
 
 
-@njit(cache=True)
+@inner
 def _mark_burst(nodes, last):
     node = last
     while node != NIL and nodes.at[last] - nodes.at[node] <= burst_us:
@@ -243,7 +226,7 @@ def _delay_base(nodes, first):
     return delivered if delivered >= 0 else sent
 
 
-@njit(cache=True)
+@inner
 def _first_human_click(nodes, first):
     """Return when a person first clicked in the message, or -1."""
     found = np.int64(-1)
@@ -255,7 +238,7 @@ def _first_human_click(nodes, first):
     return found
 
 
-@njit(cache=True)
+@inner
 def _contribute(cells, state, m, sign):
     """Add (or with sign -1 take out) everything that message m contributes."""
     messages, nodes = state.messages, state.nodes
@@ -307,7 +290,7 @@ def _contribute(cells, state, m, sign):
 # -- conversions ----------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _counts(conversions, c):
     """Whether conversion c counts: not if an earlier one has the same order id. The list is latest first."""
     if conversions.order[c] == 0:
@@ -320,7 +303,7 @@ def _counts(conversions, c):
     return True
 
 
-@njit(cache=True)
+@inner
 def _credited(state, r, at, window_us):
     """Return the message whose human click is the last one at or before `at` within the window, or NIL."""
     messages, nodes = state.messages, state.nodes
@@ -342,7 +325,7 @@ def _credited(state, r, at, window_us):
     return best
 
 
-@njit(cache=True)
+@inner
 def _contribute_conversions(cells, state, r, window_us, sign):
     """Add or take out what the recipient's conversions contribute."""
     messages, conversions = state.messages, state.conversions
@@ -368,7 +351,7 @@ def _contribute_conversions(cells, state, r, window_us, sign):
         c = conversions.next[c]
 
 
-@njit(cache=True)
+@inner
 def _first_of_message(state, r, c, m, window_us):
     """Whether no earlier conversion that counts is credited to message m."""
     conversions = state.conversions
@@ -380,7 +363,7 @@ def _first_of_message(state, r, c, m, window_us):
     return True
 
 
-@njit(cache=True)
+@inner
 def _converted_at(state, r, m, window_us):
     """Return when message m was first credited with a conversion, or 0."""
     found = np.int64(0)
@@ -492,7 +475,7 @@ def find_messages(state, msg, source, kind, result, rcpt_row, rows):
 # -- the loop ---------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@inner
 def _insert_node(state, m, at, what, base, url):
     """Put a node into the message's list, latest first; equal times keep the order of (what, url, base)."""
     nodes, messages = state.nodes, state.messages
@@ -512,7 +495,7 @@ def _insert_node(state, m, at, what, base, url):
     return new
 
 
-@njit(cache=True)
+@inner
 def _set_once(state, m, at, what):
     """Note that something which counts once happened at `at`; keep the earliest. Return whether the state changed."""
     nodes = state.nodes
@@ -532,17 +515,17 @@ def _set_once(state, m, at, what):
     return True
 
 
-@njit(cache=True)
-def _has(nodes, first, what):
+@inner
+def _has_click(nodes, first):
     node = first
     while node != NIL:
-        if nodes.what[node] == what or (what == OPEN and nodes.what[node] >= OPEN):
+        if nodes.what[node] == CLICK:
             return True
         node = nodes.next[node]
     return False
 
 
-@njit(cache=True)
+@inner
 def _weight_of_message(state, m):
     """Return how many cells the message's contribution can touch at most."""
     count = 4
@@ -553,7 +536,7 @@ def _weight_of_message(state, m):
     return count
 
 
-@njit(cache=True)
+@inner
 def _weight(state, r):
     """Return how many cells the recipient's contributions can touch at most."""
     count = 8
@@ -568,7 +551,7 @@ def _weight(state, r):
     return count
 
 
-@njit(cache=True)
+@inner
 def _contribute_all(cells, state, r, window_us, sign):
     m = state.recipients.messages[r]
     while m != NIL:
@@ -577,7 +560,7 @@ def _contribute_all(cells, state, r, window_us, sign):
     _contribute_conversions(cells, state, r, window_us, sign)
 
 
-@njit(cache=True)
+@inner
 def _add_conversion(state, r, at, ident, order, value, source):
     conversions = state.conversions
     new = np.int32(state.used[CONVERSIONS])
@@ -595,7 +578,7 @@ def _add_conversion(state, r, at, ident, order, value, source):
         conversions.next[before] = new
 
 
-@njit(cache=True)
+@inner
 def _remove_conversion(state, r, ident):
     """Forget a conversion that turned out to be another recipient's."""
     conversions = state.conversions
@@ -611,7 +594,7 @@ def _remove_conversion(state, r, ident):
         before, c = c, conversions.next[c]
 
 
-@njit(cache=True)
+@inner
 def _set_traits(state, r, at, given):
     """Take over the attribute values packed in `given` (a byte each, 0 = not given) where none newer is known."""
     traits = state.traits
@@ -642,7 +625,7 @@ def _set_traits(state, r, at, given):
     return changed
 
 
-@njit(cache=True)
+@inner
 def _short_way(cells, state, m, at, what, base, url):
     """Add one event that changes nothing but its own contribution, and return True; or return False untouched."""
     messages, nodes = state.messages, state.nodes
@@ -711,27 +694,22 @@ def _short_way(cells, state, m, at, what, base, url):
     return True
 
 
-@njit(cache=True)
-def _convert(cells, state, batch, i, r, window_us, touched, count):
-    """Fold one conversion of a known recipient (or of nobody in particular)."""
+@inner
+def _convert(cells, state, batch, i, r, window_us):
+    """Fold one conversion."""
     at = batch.at_us[i]
-    conversions = state.conversions
     held = 0
-    latest = np.int64(-1)
     c = state.recipients.conversions[r]
-    if c != NIL:
-        latest = conversions.at[c]
     while c != NIL:
         held += 1
-        c = conversions.next[c]
+        c = state.conversions.next[c]
     nobody = state.recipients.key[r] == 0
     if batch.op[i] == 0 and (nobody or held >= recipient_conversions_max):
         k1 = np.uint64(state.recipients.provider[r]) << np.uint64(16) | np.uint64(batch.source[i])
         row = _cell(cells, _at(0, at), k1, state.recipients.segment[r])
         cells.value[row, M_CONVERSIONS] += 1
         cells.value[row, M_REVENUE] += batch.value[i]
-        return cells, touched, count
-    cells = _grown(cells, 4 * held + 8)
+        return
     # An op of 1 takes a conversion out again, because its person is now known under another key.
     _contribute_conversions(cells, state, r, window_us, -1)
     if batch.op[i] == 1:
@@ -739,11 +717,10 @@ def _convert(cells, state, batch, i, r, window_us, touched, count):
     else:
         _add_conversion(state, r, at, batch.ident[i], batch.order[i], batch.value[i], batch.source[i])
     _contribute_conversions(cells, state, r, window_us, 1)
-    touched, count = _touch_all(state, r, touched, count)
-    return cells, touched, count
+    _touch_all(cells, state, r)
 
 
-@njit(cache=True)
+@inner
 def _without_message(cells, state, batch, i, r):
     """Count an event that is about no message: site behaviour, and kinds that nobody knows."""
     kind = batch.kind[i]
@@ -758,33 +735,35 @@ def _without_message(cells, state, batch, i, r):
 
 
 @njit(cache=True)
-def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, touched):
-    """Fold the rows of a batch; return (cells, how many message rows `touched` names).
+def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
+    """Fold the rows of a batch from `start` on; return the row that found no room in `cells`, or the number of rows.
 
-    ``touched`` names messages whose first human click or conversion may have changed; the caller reads their final state.
+    ``cells.touched`` collects messages whose first human click or conversion may have changed; the caller reads their final state.
     """
-    kinds, at_us, msg_url, base, bounce = batch.kind, batch.at_us, batch.url, batch.agent, batch.bounce
+    kinds, at_us, base, bounce = batch.kind, batch.at_us, batch.agent, batch.bounce
     messages = state.messages
-    count = 0
-    for i in range(kinds.size):
+    for i in range(start, kinds.size):
         if result[i] != FOLDED:
             continue
+        if not _has_room(cells, 16):
+            return i
         kind = kinds[i]
         at = at_us[i]
         r = rcpt_row[i]
         m = msg_row[i]
-        cells = _grown(cells, 8)
         if m == NIL:
-            if kind == K_CONVERTED:
-                cells, touched, count = _convert(cells, state, batch, i, r, window_us, touched, count)
+            if kind == K_CONVERTED or (kind == K_IDENTIFIED and batch.traits[i] != 0):
+                if not _has_room(cells, 2 * _weight(state, r) + 16):
+                    return i
+                if kind == K_CONVERTED:
+                    _convert(cells, state, batch, i, r, window_us)
+                else:
+                    # The key of all cells of this recipient may change.
+                    _contribute_all(cells, state, r, window_us, -1)
+                    _set_traits(state, r, at, batch.traits[i])
+                    _contribute_all(cells, state, r, window_us, 1)
             elif kind != K_IDENTIFIED:
                 _without_message(cells, state, batch, i, r)
-            elif batch.traits[i] != 0:
-                # The key of all cells of this recipient may change.
-                cells = _grown(cells, 2 * _weight(state, r) + 8)
-                _contribute_all(cells, state, r, window_us, -1)
-                _set_traits(state, r, at, batch.traits[i])
-                _contribute_all(cells, state, r, window_us, 1)
             continue
         if kind == K_OPENED:
             what = OPEN
@@ -799,33 +778,32 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, touched):
             or (messages.variant[m] == 0 and batch.variant[i] != 0)
             or (messages.wave[m] == 0 and batch.wave[i] != 0)
         )
-        fresh = messages.nodes[m] == NIL
-        if news and fresh:
+        if news and messages.nodes[m] == NIL:
             _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
             news = False
         buyer = state.recipients.conversions[r] != NIL
-        if news or (buyer and what == CLICK) or not _short_way(cells, state, m, at, what, base[i], msg_url[i]):
-            cells = _grown(cells, 2 * _weight_of_message(state, m) + 8)
-            if buyer:
-                cells = _grown(cells, 2 * _weight(state, r) + 8)
-            _contribute(cells, state, m, -1)
-            if buyer:
-                _contribute_conversions(cells, state, r, window_us, -1)
-            _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
-            if what >= OPEN:
-                _insert_node(state, m, at, what, base[i], msg_url[i])
-            else:
-                _set_once(state, m, at, what)
-            _judge(state.nodes, messages.nodes[m])
-            _contribute(cells, state, m, 1)
-            if buyer:
-                _contribute_conversions(cells, state, r, window_us, 1)
-                touched, count = _touch_all(state, r, touched, count)
-            else:
-                touched, count = _touch(touched, count, m)
-        elif what == CLICK:
-            touched, count = _touch(touched, count, m)
-    return cells, touched, count
+        if not news and not (buyer and what == CLICK) and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
+            if what == CLICK:
+                _touch(cells, m)
+            continue
+        if not _has_room(cells, 2 * (_weight(state, r) if buyer else _weight_of_message(state, m)) + 16):
+            return i
+        _contribute(cells, state, m, -1)
+        if buyer:
+            _contribute_conversions(cells, state, r, window_us, -1)
+        _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
+        if what >= OPEN:
+            _insert_node(state, m, at, what, base[i], batch.url[i])
+        else:
+            _set_once(state, m, at, what)
+        _judge(state.nodes, messages.nodes[m])
+        _contribute(cells, state, m, 1)
+        if buyer:
+            _contribute_conversions(cells, state, r, window_us, 1)
+            _touch_all(cells, state, r)
+        else:
+            _touch(cells, m)
+    return kinds.size
 
 
 @njit(inline="always")
@@ -839,24 +817,19 @@ def _learn(messages, m, campaign, variant, wave):
         messages.wave[m] = wave
 
 
-@njit(cache=True)
-def _touch(touched, count, m):
-    if count == touched.size:
-        grown = np.empty(touched.size * 2, touched.dtype)
-        grown[:count] = touched
-        touched = grown
-    touched[count] = m
-    return touched, count + 1
+@inner
+def _touch(cells, m):
+    cells.touched[cells.used[2]] = m
+    cells.used[2] += 1
 
 
-@njit(cache=True)
-def _touch_all(state, r, touched, count):
+@inner
+def _touch_all(cells, state, r):
     m = state.recipients.messages[r]
     while m != NIL:
-        if _has(state.nodes, state.messages.nodes[m], CLICK):
-            touched, count = _touch(touched, count, m)
+        if _has_click(state.nodes, state.messages.nodes[m]):
+            _touch(cells, m)
         m = state.messages.next[m]
-    return touched, count
 
 
 @njit(cache=True)

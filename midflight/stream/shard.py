@@ -10,7 +10,7 @@ import numpy as np
 
 from . import fold as folding
 from .batch import Batch
-from .tables import NIL, RECIPIENTS, State, new_cells, new_state, reindex, sized, with_room
+from .tables import NIL, RECIPIENTS, State, grown, new_cells, new_state, reindex, sized, with_room
 
 VERSION = 1
 
@@ -63,10 +63,11 @@ class Shard:
             state.recipients.provider[recipient[new]] = providers_of(batch.row[new].tolist())
         message = np.empty(rows, np.int32)
         folding.find_messages(state, batch.msg, batch.source, batch.kind, result, recipient, message)
-        cells, touched, count = folding.fold(
-            new_cells(), state, batch, result, recipient, message, self.click_window_us, np.empty(1024, np.int32)
-        )
-        return self._effects(batch, result, cells, np.unique(touched[:count]))
+        cells = new_cells()
+        row = 0
+        while (row := folding.fold(cells, state, batch, result, recipient, message, self.click_window_us, row)) < rows:
+            cells = grown(cells)
+        return self._effects(batch, result, cells, np.unique(cells.touched[: cells.used[2]]))
 
     def advance(self, log_time_us: int) -> None:
         """Let log time pass. Time never goes back."""

@@ -90,7 +90,8 @@ class Cells(NamedTuple):
     delay_slots: np.ndarray
     delay_key: np.ndarray  # uint64 [n, 4]: as above and kind | bucket
     delay_n: np.ndarray  # int64
-    used: np.ndarray  # int64 [2]
+    touched: np.ndarray  # int32, messages whose first human click or conversion may have changed
+    used: np.ndarray  # int64 [3]: cells, delays, touched
 
 
 SEEN, RECIPIENTS, MESSAGES, NODES, CONVERSIONS, TRAITS = range(6)
@@ -145,8 +146,43 @@ def new_cells(capacity: int = 1024) -> Cells:
         delay_slots=np.full(capacity * 2, NIL, np.int32),
         delay_key=np.zeros((capacity, 4), np.uint64),
         delay_n=np.zeros(capacity, np.int64),
-        used=np.zeros(2, np.int64),
+        touched=np.empty(capacity, np.int32),
+        used=np.zeros(3, np.int64),
     )
+
+
+def grown(cells: Cells) -> Cells:
+    """Return the same cells with twice the room."""
+    size, n, delays, touched = cells.key.shape[0] * 2, *cells.used.tolist()
+    out = new_cells(size)
+    out.key[:n], out.value[:n] = cells.key[:n], cells.value[:n]
+    out.delay_key[:delays], out.delay_n[:delays] = cells.delay_key[:delays], cells.delay_n[:delays]
+    out.touched[:touched] = cells.touched[:touched]
+    out.used[:] = cells.used
+    _reindex_cells(out.slots, out.key, n, out.delay_slots, out.delay_key, delays)
+    return out
+
+
+@njit(inline="always")
+def key_hash(k0, k1, k2):
+    h = k0 * np.uint64(0x9E3779B97F4A7C15) ^ k1 * np.uint64(0xC2B2AE3D27D4EB4F) ^ k2 * np.uint64(0x165667B19E3779F9)
+    return h ^ (h >> np.uint64(29))
+
+
+@njit(cache=True)
+def _reindex_cells(slots, key, n, delay_slots, delay_key, delays):
+    mask = np.uint64(slots.size - 1)
+    for row in range(n):
+        at = key_hash(key[row, 0], key[row, 1], key[row, 2]) & mask
+        while slots[at] != NIL:
+            at = (at + np.uint64(1)) & mask
+        slots[at] = row
+    for row in range(delays):
+        k = delay_key[row]
+        at = (key_hash(k[0], k[1], k[2]) + k[3] * np.uint64(0x9E3779B97F4A7C15)) & mask
+        while delay_slots[at] != NIL:
+            at = (at + np.uint64(1)) & mask
+        delay_slots[at] = row
 
 
 def sized(state: State, used: np.ndarray) -> State:
