@@ -35,7 +35,7 @@ from ..stream.measures import MEASURES
 from . import doorlink, models
 from .auth import Access, Forbidden, WrongCredentials
 from .live import Hub, Pulse, StreamResponse, key_rates, listen
-from .shield import Shield, same_origin, session_of
+from .shield import HEADERS, Shield, same_origin, session_of
 
 logger = logging.getLogger(__name__)
 
@@ -461,17 +461,21 @@ def replay_letters(site: Site, wanted: models.Replay) -> int:
                 raise NotFound("No such dead letter", where="letters", todo="`GET /v1/dead` lists them")
         else:
             found, _ = view.dead(source=wanted.source, state=0, limit=replay_max)
-    records = [replay_record(letter, site.clock.now_us()) for letter in found if letter["state"] != 1]
-    if records:
-        doorlink.append(site.config, records)
+    records = [replay_record(letter) for letter in found if letter["state"] != 1]
+    doorlink.append(site.config, records)
     site.counters.add("dead_replayed_total", count=len(records))
     return len(records)
 
 
-def replay_record(letter: dict, now_us: int) -> Record:
-    """Return the record that asks for one dead letter to be parsed again: its place in ``headers``, its bytes as the body."""
+def replay_record(letter: dict) -> Record:
+    """Return the record that asks for one dead letter to be parsed again, as of its first receipt."""
     raw = letter["raw"] if isinstance(letter["raw"], bytes) else str(letter["raw"] or "").encode()
-    return Record("replay", letter["source"], now_us, {"position": str(letter["position"]), "item": str(letter["item"])}, raw)
+    headers = {
+        "midflight-position": str(letter["position"]),
+        "midflight-item": str(letter["item"]),
+        "midflight-at-us": str(letter["at_us"]),
+    }
+    return Record("replay", letter["source"], 0, headers, raw)
 
 
 # -- people --------------------------------------------------------------------------------------------------------------
@@ -662,7 +666,10 @@ async def _http(request: Request, error: HTTPException) -> Response:
 async def _bug(request: Request, error: Exception) -> Response:
     wrong = MidflightError("Something went wrong in Midflight itself", todo="The console's own log has the details")
     wrong.status, wrong.code = 500, "bug"
-    return answer_error(request, wrong)
+    response = answer_error(request, wrong)
+    # This answer is made outside of the shield.
+    response.headers.update({name.decode(): value.decode() for name, value in HEADERS.items()} | {"cache-control": "no-store"})
+    return response
 
 
 class _Server(uvicorn.Server):

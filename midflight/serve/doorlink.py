@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import msgspec
 
@@ -10,33 +12,53 @@ from ..kit.errors import MidflightError
 from ..log.record import Record
 
 timeout_s = 10.0
-records_max = 1_000
+records_max = 500  # in one request
+request_bytes_max = 2 * 1024 * 1024  # unless one record alone is bigger
 
 
 class DoorAway(MidflightError):
-    """The door cannot be reached or does not take the records; nothing was written."""
+    """The door cannot be reached or does not take the records."""
 
     status = 503
     code = "door_away"
 
 
 def append(config: Config, records: list[Record]) -> None:
-    """Append records to the log; they are durable when this returns. Raises DoorAway."""
-    assert len(records) <= records_max
+    """Append records to the log, in order; they are durable when this returns. Raises DoorAway."""
+    if not records:
+        return
     host = "127.0.0.1" if config.door.host in ("", "0.0.0.0", "::") else config.door.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{config.door.port}/internal/append"
+    path = config.folder / "internal.token"
     try:
-        token = (config.folder / "internal.token").read_text().strip()
+        token = path.read_text().strip()
     except OSError:
-        raise DoorAway(
-            "The door has not been started yet", expected=f"{config.folder / 'internal.token'}", todo="`midflight up` starts it"
-        ) from None
-    headers = {"authorization": f"Bearer {token}", "content-type": "application/msgpack"}
+        raise DoorAway("The door has not been started yet", expected=str(path), todo="`midflight up` starts it") from None
+    # Proxies of the environment are for the outside, not for loopback.
+    with httpx.Client(timeout=timeout_s, trust_env=False, headers={"authorization": f"Bearer {token}"}) as client:
+        for part in parts(records):
+            _post(client, url, part)
+
+
+def parts(records: list[Record]) -> Iterator[list[Record]]:
+    """Cut records into requests that the door takes."""
+    part: list[Record] = []
+    size = 0
+    for record in records:
+        if part and (len(part) >= records_max or size + len(record.body) > request_bytes_max):
+            yield part
+            part, size = [], 0
+        part.append(record)
+        size += len(record.body)
+    if part:
+        yield part
+
+
+def _post(client: httpx.Client, url: str, records: list[Record]) -> None:
+    todo = "Try again: what was taken already is not counted twice"
     try:
-        # Proxies of the environment are for the outside, not for loopback.
-        with httpx.Client(timeout=timeout_s, trust_env=False) as client:
-            answer = client.post(url, content=msgspec.msgpack.encode(records), headers=headers)
+        answer = client.post(url, content=msgspec.msgpack.encode(records), headers={"content-type": "application/msgpack"})
     except httpx.HTTPError as error:
-        raise DoorAway(f"The door cannot be reached: {type(error).__name__}", where=url, todo="Try again; nothing was written") from None
+        raise DoorAway(f"The door cannot be reached: {type(error).__name__}", where=url, todo=todo) from None
     if answer.status_code != 200:
-        raise DoorAway("The door did not take the records", expected="200", got=answer.status_code, todo="Try again; nothing was written")
+        raise DoorAway("The door did not take the records", expected="200", got=answer.status_code, todo=todo)

@@ -79,6 +79,7 @@ class Pulse:
             "at": iso(view.now_us),
             "present": view.present,
             "events_per_s": self._events_per_s(view, minute, now_s),
+            "events_per_minute": events_per_minute(view, minute),
             "freshness": view.freshness(),
             "campaigns": [self._campaign(row, minute) for row in rows],
             "unusual": [msgspec.to_builtins(found) for found in self._unusual],
@@ -116,6 +117,16 @@ class Pulse:
         return sum(view.received(source, minute - 1, minute - 1)["events"] for source in view.source_names()) / 60
 
 
+def events_per_minute(view: View, minute: int) -> list[int]:
+    """Return the events received in each of the last minutes, all sources together."""
+    counts = [0] * spark_minutes
+    first = minute - spark_minutes + 1
+    for source in view.source_names():
+        for at, _, events, _, _ in view.receipts(source, first, minute):
+            counts[at - first] += events
+    return counts
+
+
 def key_rates(measures: dict[str, int], *, machines: bool) -> dict[str, float | None]:
     """Return the metrics that stand beside a campaign in lists."""
     sums = Sums(measures=measures, machines=machines)
@@ -129,6 +140,7 @@ class Reader:
         self.campaign = campaign
         self.queue: asyncio.Queue[bytes | None] = asyncio.Queue(waiting_max)
         self.lost = False
+        self.started = False  # whether it has had the whole state
 
 
 class Hub:
@@ -179,8 +191,7 @@ class Hub:
         everything = sse("pulse", {**head, "campaigns": state["campaigns"]})
         delta = sse("pulse", {**head, "campaigns": changed})
         for reader in list(self.readers):
-            fresh = not getattr(reader, "started", False)
-            reader.started = True
+            fresh, reader.started = not reader.started, True
             if reader.campaign is not None:
                 own = [row for row in (state["campaigns"] if fresh else changed) if row["campaign"] == reader.campaign]
                 message = sse("pulse", {**head, "campaigns": own})

@@ -180,7 +180,7 @@ class Dead(Closed):
 
 class LetterId(Closed):
     position: int = Field(ge=0, le=2**63 - 1)
-    item: int = Field(ge=0, le=2**31 - 1)
+    item: int = Field(ge=-1, le=2**31 - 1, description="-1 for a whole request that could not be read")
 
 
 class Replay(Closed):

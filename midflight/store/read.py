@@ -79,6 +79,10 @@ class Query(msgspec.Struct, kw_only=True):
     machines: bool = False
     within_minutes: int = 0
     rows_max: int = rows_max
+    # Kinds of delay to read besides those that the metrics need.
+    delays: tuple[str, ...] = ()
+    # Only what is asked: no machine share, and rows in the order of their names.
+    bare: bool = False
 
 
 def window_of(text: str | None, now_us: int, from_: str | None = None, to: str | None = None) -> Window:
@@ -263,9 +267,12 @@ class View:
 
     def numbers(self, query: Query) -> dict:
         """Answer a query: rows by dimensions, their total, freshness, machine share. Raises Unknown, WrongQuery, NotFound."""
+        return self.answer(query, self.groups(query))
+
+    def answer(self, query: Query, groups: dict[tuple, Sums]) -> dict:
+        """Return the answer to a query from its groups."""
         metrics = self._metrics(query.metrics)
         within_s = snapped_s(query.within_minutes)
-        groups = self._groups(query, metrics)
         total = Sums(machines=query.machines, within_s=within_s)
         for sums in groups.values():
             add(total, sums)
@@ -274,7 +281,7 @@ class View:
         keys = sorted(groups, key=lambda key: (self._time_of(query, key), -weight(groups[key]), key))
         rows = []
         for key in keys[: query.rows_max]:
-            groups[key].within_s = within_s
+            groups[key].within_s, groups[key].machines = within_s, query.machines
             rows.append(self._row(query, key, groups[key], metrics))
         return {
             "rows": rows,
@@ -292,7 +299,7 @@ class View:
         """Answer a query as one series for each combination of dimensions, at every minute or hour of the window."""
         metrics = self._metrics(query.metrics)
         within_s = snapped_s(query.within_minutes)
-        groups = self._groups(msgspec.structs.replace(query, by=(*query.by, step)), metrics)
+        groups = self.groups(msgspec.structs.replace(query, by=(*query.by, step)))
         size = 60 if step == "hour" else 1
         first, last = self._span(query, [key[-1] for key in groups])
         ticks = list(range(first // size * size, last + 1, size))
@@ -333,16 +340,8 @@ class View:
         rows = []
         for key in sorted(groups, key=lambda key: (-sum(groups[key][kind]), key)):
             buckets = groups[key][kind]
-            rows.append(
-                {
-                    **self._labels(query.by, key),
-                    "n": sum(buckets),
-                    "p50_s": quantile(buckets, 0.5),
-                    "p90_s": quantile(buckets, 0.9),
-                    "curve": [[edge, share] for edge, share in curve(buckets)],
-                }
-            )
-        whole = self._groups(msgspec.structs.replace(query, by=(), measures=()), {})
+            rows.append({**self._labels(query.by, key), **delay_row(buckets)})
+        whole = self.groups(msgspec.structs.replace(query, by=(), measures=(), metrics=()))
         return {
             "kind": kind,
             "rows": rows[: query.rows_max],
@@ -360,12 +359,16 @@ class View:
         return known if names is None else {name: known[name] for name in names}
 
     def _needed(self, query: Query, metrics: dict[str, type[Metric]]) -> list[str]:
-        wanted = {*query.measures, "opens", "clicks", "opens_human", "clicks_human", "sent", "queued", "delivered"}
+        wanted = {*query.measures}
+        if not query.bare:
+            wanted |= {"opens", "clicks", "opens_human", "clicks_human", "sent", "queued", "delivered"}
         for metric in metrics.values():
             wanted |= metric.measures()
         return [m for m in MEASURES if m in wanted]
 
-    def _groups(self, query: Query, metrics: dict[str, type[Metric]]) -> dict[tuple, Sums]:
+    def groups(self, query: Query) -> dict[tuple, Sums]:
+        """Return the sums of each combination of dimensions, by ids. One walk along the cells, one along the delays if needed."""
+        metrics = self._metrics(query.metrics)
         if len(query.by) > by_max or len(set(query.by)) < len(query.by):
             raise WrongQuery("Too many dimensions, or one twice", expected=f"at most {by_max} different ones", where="by")
         needed = self._needed(query, metrics)
@@ -379,7 +382,7 @@ class View:
         n = len(columns)
         for row in self.db.execute(f"SELECT {', '.join([*columns, *sums])} {source} {group}", values):
             out[row[:n]] = Sums(measures=dict(zip(needed, row[n:], strict=True)), machines=query.machines)
-        kinds = tuple(sorted({m.delay for m in metrics.values() if m.delay}))
+        kinds = tuple(sorted({m.delay for m in metrics.values() if m.delay} | set(query.delays)))
         if kinds:
             for key, delays in self._delay_groups(query, kinds).items():
                 if key not in out:
@@ -651,6 +654,24 @@ def dimension_keys(attributes: tuple[str, ...]) -> dict[str, str]:
     for name in attributes:
         keys[f"attribute:{name}" if name in taken else name] = f"attribute:{name}"
     return keys
+
+
+def folded(groups: dict[tuple, Sums], index: int) -> dict[tuple, Sums]:
+    """Return groups of several dimensions added up over all but one."""
+    out: dict[tuple, Sums] = {}
+    for key, sums in groups.items():
+        add(out.setdefault((key[index],), Sums()), sums)
+    return out
+
+
+def delay_row(buckets: list[int]) -> dict:
+    """Return what is told of one delay distribution."""
+    return {
+        "n": sum(buckets),
+        "p50_s": quantile(buckets, 0.5),
+        "p90_s": quantile(buckets, 0.9),
+        "curve": [[edge, share] for edge, share in curve(buckets)],
+    }
 
 
 def snapped_s(minutes: int) -> int:

@@ -12,9 +12,11 @@ from ...kit.errors import MidflightError
 
 def join(app: FastAPI) -> None:
     """Add the pages to the application."""
+    from .kept import Kept
     from .login import entrance
     from .pages import LoginFirst, pages
 
+    app.state.kept = Kept()
     app.include_router(pages)
     app.include_router(entrance)
     app.add_exception_handler(LoginFirst, _login_first)

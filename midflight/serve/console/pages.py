@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import jinja2
 import msgspec
@@ -14,9 +14,10 @@ from starlette.responses import RedirectResponse, Response
 from ... import __version__
 from ...events import recipient_key
 from ...kit.errors import MidflightError, NotFound
+from ...metrics import Sums
 from ...sources import REGISTRY as VENDORS
 from ...store.read import Query as Asked
-from ...store.read import View, all_metrics, dimension_keys, iso, minute_us, window_of
+from ...store.read import View, add, all_metrics, delay_row, dimension_keys, folded, iso, minute_us, window_of
 from .. import api, models
 from ..auth import Session
 from ..shield import same_origin, session_of
@@ -33,8 +34,10 @@ TABLE = ("open_rate", "click_rate", "click_to_open", "conversion_rate", "revenue
 BESIDE = ("bounce_rate", "complaint_rate", "unsubscribe_rate", "click_to_conversion", "revenue_per_thousand", "machine_share")
 DELAY_KINDS = {"open": "to open", "click": "to click", "conversion": "click to conversion"}
 WAITS = (5, 15, 30, 60, 240, 1440)
+CAMPAIGN_MEASURES = ("queued", "sent", "delivered", "opened", "opened_human", "clicked", "clicked_human", "converted", *BOUNCED)
+CHART_STEPS = (1, 2, 5, 10, 15, 30, 60, 180, 360, 720, 1440)
 chart_minutes_min = 60
-chart_hours_max = 30 * 24
+chart_points_max = 150
 variants_max = 50
 lines_max = 6
 breakdown_max = 40
@@ -61,7 +64,9 @@ templates.filters.update(
     clock=words.clock,
     json=lambda value: msgspec.json.encode(value).decode(),
 )
-templates.globals.update(spark=pictures.spark, scale=pictures.scale, whisker=pictures.whisker, metric_text=words.metric, version=__version__)
+templates.globals.update(
+    spark=pictures.spark, scale=pictures.scale, whisker=pictures.whisker, metric_text=words.metric, version=__version__
+)
 
 
 class LoginFirst(Exception):
@@ -99,8 +104,20 @@ def pulse(request: Request, session: Session = Depends(visitor)) -> Response:
     """The live strip of all active campaigns."""
     site = api.site_of(request)
     state = site.pulse.now()
-    now_us = site.clock.now_us()
-    return render(request, "pulse.html", session=session, state=state, start=first_steps(site) if not state["campaigns"] else None, **since(now_us))
+    start = None if state["campaigns"] else first_steps(site)
+    return render(request, "pulse.html", session=session, state=state, start=start, tiles=tiles(state), **since(site.clock.now_us()))
+
+
+def tiles(state: dict) -> dict:
+    """Return the sums over the active campaigns that stand above them."""
+    total = Sums()
+    for row in state["campaigns"]:
+        add(total, Sums(measures=row["measures"]))
+    return {
+        "moving": sum(1 for row in state["campaigns"] if any(row["spark"][-5:])),
+        "active": len(state["campaigns"]),
+        "machine_share": all_metrics()["machine_share"].compute(total).value,
+    }
 
 
 def since(now_us: int) -> dict:
@@ -221,17 +238,17 @@ def campaign(request: Request, session: Session = Depends(visitor)) -> Response:
     choice = choice_of(request, keys)
     with site.store.view() as view:
         row = view.campaign(choice.name)
-        query = Asked(
+        asked = Asked(
             window=window_of(None if choice.window == "custom" else choice.window, view.now_us, choice.from_ or None, choice.to or None),
             campaign=choice.name,
             where=tuple(api.pair(condition, site) for condition in choice.where),
             machines=choice.machines == "with",
-            measures=("queued", "sent", "delivered", "opened", "opened_human", "clicked", "clicked_human", "converted", *BOUNCED),
+            measures=CAMPAIGN_MEASURES,
             metrics=tuple({"attempted", *TABLE, *BESIDE}),
-            rows_max=variants_max,
+            delays=(choice.delay,),
         )
-        variants = view.numbers(msgspec.structs.replace(query, by=("variant",)))
-        breakdown = view.numbers(msgspec.structs.replace(query, by=(choice.by,), rows_max=breakdown_max))
+        # As long as the campaign's own sums stay the same, so does everything that is made from its cells.
+        key = (choice.link(), view.now_us // minute_us, tuple(row["sums"].values()))
         return render(
             request,
             "campaign.html",
@@ -246,15 +263,31 @@ def campaign(request: Request, session: Session = Depends(visitor)) -> Response:
             beside=BESIDE,
             metrics=all_metrics(),
             keys=[key for key in keys if key not in ("campaign", "variant")],
-            answer=variants,
-            funnel=funnel(variants["total"], query.machines),
-            breakdown=breakdown,
-            chart=time_chart(view, query, choice, row),
-            delays=delay_chart(view, query, choice),
+            freshness=view.freshness(),
             waiting=view.waiting(choice.name, choice.minutes, waiting_rows),
-            sending=row["sums"]["delivered"] and _sending(view, row),
+            sending=_sending(view, row),
+            **request.app.state.kept.get(key, lambda: counted(view, asked, choice, row)),
             **since(view.now_us),
         )
+
+
+def counted(view: View, asked: Asked, choice: Choice, row: dict) -> dict:
+    """Return everything on a campaign's page that is made from cells and delays; each is walked along once."""
+    both = view.groups(msgspec.structs.replace(asked, by=("variant", choice.by)))
+    by_variant, by_other = folded(both, 0), folded(both, 1)
+    variants = view.answer(msgspec.structs.replace(asked, by=("variant",), rows_max=variants_max), by_variant)
+    names = sorted(view.name("variant", id_) for (id_,) in by_variant)
+    # Rows and colours keep their place while numbers move.
+    slots = {name: slot + 1 for slot, name in enumerate(names[:lines_max])}
+    variants["rows"].sort(key=lambda line: line["variant"])
+    return {
+        "answer": variants,
+        "slots": slots,
+        "funnel": funnel(variants["total"], asked.machines),
+        "breakdown": view.answer(msgspec.structs.replace(asked, by=(choice.by,), rows_max=breakdown_max), by_other),
+        "chart": time_chart(view, asked, choice, row, slots),
+        "delays": delay_chart(view, by_variant, choice, slots),
+    }
 
 
 def _sending(view: View, row: dict) -> bool:
@@ -271,45 +304,52 @@ def funnel(total: dict, machines: bool) -> list[dict]:
         measure = key if machines or key not in ("opened", "clicked") else f"{key}_human"
         n = total[measure]
         before, first = (steps[-1]["n"], steps[0]["n"]) if steps else (0, n)
-        steps.append({"key": key, "label": label, "n": n, "of_before": n / before if before else None, "of_first": min(1.0, n / first) if first else 0})
+        of_first = min(1.0, n / first) if first else 0
+        steps.append({"key": key, "label": label, "n": n, "of_before": n / before if before else None, "of_first": of_first})
     return steps
 
 
-def time_chart(view: View, query: Asked, choice: Choice, row: dict) -> dict:
-    """Return lines over time, one a variant; short windows show the hour around them."""
+def time_chart(view: View, asked: Asked, choice: Choice, row: dict, slots: dict[str, int]) -> dict:
+    """Return lines over time, one a variant; short windows show the hour around them, long ones are cut into fewer steps."""
     measures = BOUNCED if choice.show == "bounced" else (choice.show,)
-    if not query.machines and choice.show in ("opened", "clicked"):
+    if not asked.machines and choice.show in ("opened", "clicked"):
         measures = (f"{choice.show}_human",)
-    window = query.window
-    first = window.first if window.first else min(row["first"], window.last)
-    first = min(first, window.last - chart_minutes_min + 1)
-    step = "minute" if window.last - first < 360 else "hour"
-    first = max(first, window.last - (360 if step == "minute" else chart_hours_max * 60))
-    shown = msgspec.structs.replace(window, name="chart", first=first)
-    found = view.series(msgspec.structs.replace(query, window=shown, by=("variant",), measures=measures, metrics=()), step)
-    lines = [
-        {"name": line["variant"] or "no variant", "values": [sum(at) for at in zip(*(line["values"][m] for m in measures), strict=True)]}
-        for line in found["series"][:lines_max]
-    ]
+    last = asked.window.last
+    first = min(asked.window.first or row["first"], last - chart_minutes_min + 1)
+    step = next((s for s in CHART_STEPS if (last - first) / s <= chart_points_max), CHART_STEPS[-1])
+    first = max(first, last - step * chart_points_max)
+    window = msgspec.structs.replace(asked.window, name="chart", first=first)
+    query = msgspec.structs.replace(asked, window=window, by=("variant", "minute"), measures=measures, metrics=(), delays=(), bare=True)
+    start = first // step
+    n = last // step - start + 1
+    lines = {name: [0] * n for name in slots}
+    for (variant, minute), sums in view.groups(query).items():
+        values = lines.get(view.name("variant", variant))
+        if values is not None:
+            values[minute // step - start] += sum(sums.measures.values())
     return {
         "kind": "time",
         "label": SHOWN[choice.show],
-        "start": first // (1 if step == "minute" else 60) * (60 if step == "minute" else 3600),
-        "step": 60 if step == "minute" else 3600,
-        "n": len(found["times"]),
-        "lines": lines,
-        "left_off": max(0, len(found["series"]) - lines_max),
+        "start": start * step * 60,
+        "step": step * 60,
+        "n": n,
+        "each": "minute" if step == 1 else f"{step} minutes" if step < 60 else "hour" if step == 60 else f"{step // 60} hours",
+        # The last step is still filling up.
+        "open": bool(last == view.now_us // minute_us),
+        "lines": [{"name": name or "no variant", "slot": slots[name], "values": values} for name, values in lines.items()],
     }
 
 
-def delay_chart(view: View, query: Asked, choice: Choice) -> dict:
+def delay_chart(view: View, by_variant: dict, choice: Choice, slots: dict[str, int]) -> dict:
     """Return the delay curves of the chosen kind, one a variant."""
-    found = view.delays(msgspec.structs.replace(query, by=("variant",)), choice.delay)
-    lines = [
-        {"name": row["variant"] or "no variant", "n": row["n"], "p50": row["p50_s"], "p90": row["p90_s"], "points": row["curve"]}
-        for row in found["rows"][:lines_max]
-    ]
-    return {"kind": "delay", "label": DELAY_KINDS[choice.delay], "lines": lines}
+    lines = []
+    for (id_,), sums in by_variant.items():
+        name = view.name("variant", id_)
+        found = delay_row(sums.delays.get(choice.delay) or [])
+        if name in slots and found["n"]:
+            lines.append({"name": name or "no variant", "slot": slots[name], "n": found["n"], "p50": found["p50_s"], "p90": found["p90_s"]})
+            lines[-1]["points"] = found["curve"]
+    return {"kind": "delay", "label": DELAY_KINDS[choice.delay], "lines": sorted(lines, key=lambda line: line["slot"])}
 
 
 # -- Sources -------------------------------------------------------------------------------------------------------------
@@ -340,14 +380,8 @@ def sources(
 
 async def form(request: Request) -> dict[str, str]:
     """Return a posted form's fields. Its size is bounded around the application."""
-    return dict(parse_form((await request.body()).decode("utf-8", "replace")))
-
-
-def parse_form(text: str) -> list[tuple[str, str]]:
-    from urllib.parse import parse_qsl
-
     try:
-        return parse_qsl(text, keep_blank_values=True, max_num_fields=50)
+        return dict(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=50))
     except ValueError:
         raise MidflightError("Not a form of this console") from None
 
@@ -395,7 +429,9 @@ def people(request: Request, address: str = "", session: Session = Depends(visit
     )
 
 
-HIDDEN = {"kind", "campaign", "variant", "wave", "occurred_at_us", "received_at_us", "recipient", "agent", "event_id", "occurred_at", "received_at", "at"}
+# Told in the event's own line, or of no use to a reader.
+TOLD = {"kind", "campaign", "variant", "wave", "recipient", "agent", "url", "value", "currency", "detail", "bounce_class"}
+TIMES = {"occurred_at_us", "received_at_us", "occurred_at", "received_at", "at"}
 
 
 def by_day(events: list[dict]) -> list[dict]:
@@ -403,10 +439,24 @@ def by_day(events: list[dict]) -> list[dict]:
     days: dict[str, list[dict]] = {}
     for event in sorted(events, key=when, reverse=True):
         at = iso(when(event)) or "unknown time"
-        rest = [(str(key), as_text(value)) for key, value in event.items() if key not in HIDDEN and value not in (None, "", 0, [], {})]
+        rest = [
+            (str(key), as_text(value)) for key, value in event.items() if key not in TOLD | TIMES and value not in (None, "", 0, [], {})
+        ]
         shown = {key: as_text(event.get(key, "")) for key in ("kind", "campaign", "variant", "wave", "agent")}
-        days.setdefault(at[:10], []).append({**shown, "time": at[11:19], "rest": rest})
+        days.setdefault(at[:10], []).append({**shown, "note": note_of(event), "time": at[11:19], "rest": rest})
     return [{"day": day, "events": found} for day, found in days.items()]
+
+
+def note_of(event: dict) -> str:
+    """Return what matters most about an event: where a click went, why a message bounced, what was bought."""
+    value = event.get("value") or (event.get("value_micros") or 0) / 1e6
+    parts = [
+        event.get("url"),
+        event.get("bounce_class"),
+        event.get("detail"),
+        f"{words.money(value)} {event.get('currency', '')}" if value else "",
+    ]
+    return " \N{MIDDLE DOT} ".join(as_text(part).strip() for part in parts if part)
 
 
 def when(event: dict) -> int:

@@ -12,15 +12,20 @@ def spark(values: list[int], width: float = 120, height: float = 24) -> dict[str
     return {"line": line, "area": f"0,{height} {line} {width:g},{height}", "viewbox": f"0 0 {width:g} {height:g}"}
 
 
-def scale(rows: list[dict], metric: str) -> float:
-    """Return the upper end that makes every interval of a column fit."""
-    return max([1e-9, *(row["intervals"][metric][1] for row in rows if metric in row["intervals"])])
+def scale(rows: list[dict], metric: str) -> tuple[float, float]:
+    """Return the ends between which every interval of a column fits, with some room; they tell the rows apart, so not from zero."""
+    ends = [row["intervals"][metric] for row in rows if metric in row["intervals"]]
+    if not ends:
+        return 0.0, 1.0
+    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+    room = max((high - low) * 0.08, 1e-9)
+    return low - room, high + room
 
 
-def whisker(row: dict, metric: str, top: float) -> dict[str, float] | None:
+def whisker(row: dict, metric: str, span: tuple[float, float]) -> dict[str, float] | None:
     """Return an interval and its value on a line from 0 to 100."""
     ends = row["intervals"].get(metric)
     if not ends or row[metric] is None:
         return None
-    low, high, value = (round(100 * x / top, 2) for x in (*ends, row[metric]))
+    low, high, value = (round(100 * (x - span[0]) / (span[1] - span[0]), 2) for x in (*ends, row[metric]))
     return {"low": low, "width": max(0.6, round(high - low, 2)), "at": value}

@@ -57,6 +57,7 @@ function morph(to, from) {
 
 let busy = false;
 let last = 0;
+let took = 0;
 
 async function refresh() {
   if (busy || document.hidden) return;
@@ -77,6 +78,7 @@ async function refresh() {
     main.classList.remove("live");
   } finally {
     busy = false;
+    took = performance.now() - last;
   }
 }
 
@@ -90,7 +92,8 @@ function listen() {
     stream.addEventListener("open", () => main.classList.add("live"));
     stream.addEventListener("error", () => main.classList.remove("live"));
     stream.addEventListener("pulse", () => {
-      if (performance.now() - last >= pause - 100) refresh();
+      // A page that is slow to make is asked for less often.
+      if (performance.now() - last >= Math.max(pause, 4 * took) - 100) refresh();
     });
   };
   const close = () => {

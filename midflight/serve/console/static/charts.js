@@ -57,11 +57,12 @@ function timeModel(data) {
     n: data.n,
     marks,
     levels: [0, 1, 2, 3, 4].map((i) => [i / 4, short((top * i) / 4)]),
-    lines: data.lines.map((line) => ({ name: line.name, at: line.values.map((v, i) => [i / span, v / top]) })),
+    lines: data.lines.map((line) => ({ name: line.name, slot: line.slot, at: line.values.map((v, i) => [i / span, v / top]) })),
     place: (i) => i / span,
     head: (i) => hourOf(data.start + i * data.step, days) + " UTC",
     text: (line, i) => data.lines[line].values[i].toLocaleString("en-US"),
-    unit: data.step === 60 ? "a minute" : "an hour",
+    unit: `each ${data.each}`,
+    open: data.open && data.n > 2,
   };
 }
 
@@ -73,7 +74,7 @@ function delayModel(data) {
     n: edges.length,
     marks: [[10, "10 s"], [60, "1 min"], [600, "10 min"], [3600, "1 h"], [21600, "6 h"], [86400, "1 d"], [604800, "7 d"]].map(([s, text]) => [x(s), text]),
     levels: [0, 1, 2, 3, 4].map((i) => [i / 4, `${i * 25}%`]),
-    lines: data.lines.map((line) => ({ name: line.name, at: line.points.filter(([s]) => s >= delayFirst).map(([s, share]) => [x(s), share]) })),
+    lines: data.lines.map((line) => ({ name: line.name, slot: line.slot, at: line.points.filter(([s]) => s >= delayFirst).map(([s, share]) => [x(s), share]) })),
     place: (i) => x(edges[i]),
     head: (i) => `within ${duration(edges[i])}`,
     text: (line, i) => `${(100 * data.lines[line].points.find(([s]) => s === edges[i])[1]).toFixed(1)}%`,
@@ -95,9 +96,9 @@ function draw(box) {
   const px = (x) => left + x * w;
   const py = (y) => 8 + h - y * h;
   const legend = tag("div", "legend", null, null);
-  model.lines.forEach((line, i) => {
+  model.lines.forEach((line) => {
     const item = tag("span", "", null, legend);
-    tag("i", `s${i + 1}`, null, item);
+    tag("i", `s${line.slot}`, null, item);
     item.append(line.name);
   });
   if (model.unit) tag("span", "", model.unit, legend);
@@ -113,10 +114,13 @@ function draw(box) {
     free = at;
     make("text", { class: "axis", x: at, y: height - 4, "text-anchor": "middle" }, svg).textContent = label;
   }
-  model.lines.forEach((line, i) => {
-    const d = line.at.map(([x, y], k) => `${k ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("");
-    make("path", { class: `line s${i + 1}`, d }, svg);
-  });
+  for (const line of model.lines) {
+    const path = (points) => points.map(([x, y], k) => `${k ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("");
+    const whole = model.open ? line.at.slice(0, -1) : line.at;
+    make("path", { class: `line s${line.slot}`, d: path(whole) }, svg);
+    // The last step is still filling up; a full line would look like a fall.
+    if (model.open) make("path", { class: `line partial s${line.slot}`, d: path(line.at.slice(-2)) }, svg);
+  }
   box.replaceChildren(legend, svg);
   box.chart = { model, svg, px, py, width, h };
   if (box.cursorAt !== undefined && box.cursorAt !== null) point(box, Math.min(box.cursorAt, model.n - 1), false);
@@ -133,9 +137,9 @@ function point(box, i, aloud) {
   tag("p", "", model.head(i), tip);
   const said = [model.head(i)];
   model.lines.forEach((line, k) => {
-    make("circle", { class: `s${k + 1}`, cx: x, cy: py(line.at[i][1]), r: 3 }, group);
+    make("circle", { class: `s${line.slot}`, cx: x, cy: py(line.at[i][1]), r: 3 }, group);
     const row = tag("div", "", null, tip);
-    tag("i", `s${k + 1}`, null, row);
+    tag("i", `s${line.slot}`, null, row);
     tag("span", "", line.name, row);
     tag("b", "", model.text(k, i), row);
     said.push(`${line.name} ${model.text(k, i)}`);
