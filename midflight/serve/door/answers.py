@@ -15,13 +15,17 @@ retry_after_s_max = 60
 
 
 class Answer(NamedTuple):
-    """One answer. ``reason`` is what it is counted under; "" for what is no refusal. ``close`` ends the connection."""
+    """One answer. ``reason`` is what a refusal is counted under, "" for what is none; ``said`` is more about it, for our eyes only.
+
+    ``close`` ends the connection.
+    """
 
     status: int
     body: bytes = b""
     headers: bytes = b""
     reason: str = ""
     close: bool = False
+    said: str = ""
 
 
 OK = Answer(200)

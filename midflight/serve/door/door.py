@@ -15,7 +15,7 @@ from ...config import Config
 from ...kit.clock import Clock
 from ...kit.counters import Counters
 from ...kit.errors import MidflightError
-from ...log import GroupCommit, Record
+from ...log import GroupCommit, Record, TooLarge
 from ...sources import load
 from .accept import Acceptor, listen
 from .answers import NOT_FOUND, OK, UNSUPPORTED, Answer, date_line, later, refusal, wire
@@ -42,12 +42,15 @@ tick_s = 1.0
 look_s = 0.25
 
 
+Handler = Callable[[Exchange], Answer | None]
+
+
 class Route:
     """What answers under one path: handlers by method, and the lane in which its requests wait."""
 
     __slots__ = ("body_bytes_max", "handlers", "lane", "not_allowed", "now", "reads")
 
-    def __init__(self, lane: str, handlers: dict[bytes, Callable[[Exchange], Answer | None]], bytes_max: int = 0, *, reads: bool = False) -> None:
+    def __init__(self, lane: str, handlers: dict[bytes, Handler], bytes_max: int = 0, *, reads: bool = False) -> None:
         self.lane = lane
         self.handlers = handlers
         self.body_bytes_max = bytes_max
@@ -142,7 +145,8 @@ class Door:
         for connection in list(self.connections):
             if connection.idle:
                 connection.transport.close()
-        while (self.connections or self.under_way or self.tasks) and monotonic() < until:
+        # What has to end is counted in three places, and this happens once: looking is simplest.
+        while (self.connections or self.under_way or self.tasks) and monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
             if connection.transport is not None:
@@ -360,6 +364,9 @@ class Door:
 
     def log_refused(self, error: Exception) -> Answer:
         """Close the door for records until a tick goes through, and return the answer for those that did not."""
+        if isinstance(error, TooLarge):
+            # One record that no frame can hold fails those beside it too; they shall come again without it.
+            return later("too_large_beside", "The records could not be stored together")
         why = why_unwritable(error)
         said = error.text() if isinstance(error, MidflightError) else f"{type(error).__name__}: {error}"
         if not self.closed:
@@ -374,11 +381,8 @@ class Door:
         self.counters.add("door_requests_total", str(answer.status))
         if answer.reason:
             self.counters.add("door_refused_total", answer.reason)
-            if exchange.route is None or answer.status not in (401, 400, 413):
-                self.note(exchange, answer.status, answer.reason)
-
-    def note(self, exchange: Exchange, status: int, said: str) -> None:
-        self.notes.refused(exchange.route.lane if exchange.route else "", status, said, exchange.peer, exchange.target)
+            lane = exchange.route.lane if exchange.route else ""
+            self.notes.refused(lane, answer.status, answer.said or answer.reason, exchange.peer, exchange.target)
 
     def skewed(self, source: str) -> None:
         self.counters.add("door_clock_skew_total", source)
@@ -413,5 +417,3 @@ async def start_door(config: Config, *, clock: Clock | None = None, opener: Call
         yield door
     finally:
         await door.stop()
-
-

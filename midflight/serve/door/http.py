@@ -73,8 +73,8 @@ class Connection(asyncio.BufferedProtocol):
     """One client. ``door`` routes requests and answers them; nothing here knows what they are about."""
 
     __slots__ = (
-        "body_bytes", "current", "door", "eof", "header_bytes", "header_list", "input_bytes", "parser", "paused", "peer", "queue", "since_s",
-        "stage", "target", "transport", "wants_continue", "write_paused_s",
+        "body_bytes", "current", "door", "eof", "header_bytes", "header_list", "input_bytes", "parser", "paused", "peer", "queue",
+        "since_s", "stage", "target", "transport", "wants_continue", "write_paused_s",
     )  # fmt: skip
 
     def __init__(self, door, peer: str) -> None:

@@ -1,4 +1,4 @@
-"""The door's log lines about refusals: one a second for each source and reason however many there are, and nothing in them can break a line."""
+"""The door's log lines about refusals: one a second for each source and reason, however many there are, on one line each."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ class Notes:
         if self._quiet(key):
             return
         path = target.partition(b"?")[0]
-        more = self.unsaid.pop(key, 0)
-        logger.warning(
-            "refused %d %s from %s: %s%s", status, self.escaped(path), peer or "-", self.escaped(said), f" (and {more} more)" if more else ""
-        )
+        unsaid = self.unsaid.pop(key, 0)
+        more = f" (and {unsaid} more)" if unsaid else ""
+        logger.warning("refused %d %s from %s: %s%s", status, self.escaped(path), peer or "-", self.escaped(said), more)
 
     def say(self, key: str, text: str) -> None:
         if not self._quiet((key,)):

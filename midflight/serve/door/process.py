@@ -47,9 +47,8 @@ async def serve(config: Config) -> Exception | None:
     try:
         await door.start()
     except OSError as error:
-        raise MidflightError(
-            "The door cannot listen", got=error.strerror or str(error), where=f"{config.door.host}:{config.door.port}", todo="Set `door.port`"
-        ) from None
+        place = f"{config.door.host}:{config.door.port}"
+        raise MidflightError("The door cannot listen", got=error.strerror or str(error), where=place, todo="Set `door.port`") from None
     logger.info("listening on %s:%d", config.door.host, door.port)
     while not ended.is_set() and door.failed is None:
         try:

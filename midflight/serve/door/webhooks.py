@@ -81,7 +81,7 @@ class Webhook:
                 pass
             return self.store(exchange, request, used)
         except MidflightError as error:
-            return self.refused(exchange, error)
+            return self.refused(error)
 
     async def answer_carefully(self, exchange: Exchange) -> None:
         """Do what `post` does, step by step and with blocking parts in a thread."""
@@ -96,7 +96,7 @@ class Webhook:
                 await asyncio.sleep(0)
             answer = self.store(exchange, request, used)
         except MidflightError as error:
-            answer = self.refused(exchange, error)
+            answer = self.refused(error)
         except Exception as error:
             answer = self.door.fault(exchange, error)
         if answer is not None:
@@ -151,17 +151,16 @@ class Webhook:
         """Return what parsing may need of the URL: nothing of a webhook's, whose query may hold a token."""
         return ""
 
-    def refused(self, exchange: Exchange, error: MidflightError) -> Answer:
+    def refused(self, error: MidflightError) -> Answer:
         """Return the answer to a request that is not stored, and count why."""
         if isinstance(error, Refused) or error.status == 401:
             if "clock skew" in error.what:
                 self.door.skewed(self.source.name)
-            self.door.note(exchange, 401, error.text())
-            return self.unauthorized
-        self.door.note(exchange, error.status, error.text())
+            return self.unauthorized._replace(said=error.text())
         if error.status == 429:
-            return later(error.code, error.what)
-        return json_answer(413 if error.status == 413 else 400, error.as_dict(), reason=error.code)
+            return later(error.code, error.what)._replace(said=error.text())
+        error.status = 413 if error.status == 413 else 400
+        return json_answer(error.status, error.as_dict(), reason=error.code)._replace(said=error.text())
 
 
 class Overloaded(MidflightError):
@@ -188,11 +187,11 @@ class Tracking(Webhook):
     def __init__(self, door, source: Source) -> None:
         super().__init__(door, source)
         # No challenge: a browser would ask its user for a password.
-        self.unauthorized = refusal(401, "unauthorized", "The write key is not known", headers=self.CORS)
+        self.unauthorized = refusal(401, "unauthorized", "The write key is not known")
 
-    def refused(self, exchange: Exchange, error: MidflightError) -> Answer:
-        answer = super().refused(exchange, error)
-        return answer if answer is self.unauthorized else answer._replace(headers=answer.headers + self.CORS)
+    def refused(self, error: MidflightError) -> Answer:
+        answer = super().refused(error)
+        return answer._replace(headers=answer.headers + self.CORS)
 
     def record_url(self, exchange: Exchange) -> str:
         # The last part of the path says what kind of call it is.
@@ -221,7 +220,9 @@ class Tracked:
             del exchange.headers["content-encoding"]
             answer = self.chosen(exchange).post(exchange)
         except MidflightError as error:
-            answer = first.refused(exchange, error)
+            answer = first.refused(error)
+        except Exception as error:
+            answer = self.door.fault(exchange, error)
         if answer is not None:
             self.door.answer(exchange, answer)
 
