@@ -1,4 +1,4 @@
-"""A door and an API of a few lines over real HTTP, for tests of the sandbox: it verifies, remembers, counts by the model, and misbehaves."""
+"""A door and an API of a few lines over real HTTP, for tests of the sandbox: it verifies, counts by the model, and misbehaves."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class SmallDoor:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # one packet an answer, or delayed acknowledgements cost 40 ms each
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
@@ -88,7 +89,9 @@ class SmallDoor:
             return handler.hang_up()
         if isinstance(mood, int):
             return handler.answer(mood, retry_after="1" if mood == 429 else "")
-        request = Request(url=handler.path, headers={k.lower(): v for k, v in handler.headers.items()}, body=body, received_at_us=Clock().now_us())
+        request = Request(
+            url=handler.path, headers={k.lower(): v for k, v in handler.headers.items()}, body=body, received_at_us=Clock().now_us()
+        )
         source = self.sources[name]
         try:
             source.verify(request)

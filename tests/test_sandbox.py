@@ -136,7 +136,9 @@ def test_bad_manners_happen_and_good_manners_do_not():
         happenings = world.happenings()
         told = [e for s in world.shipments(happenings) for e in s.events]
         bare = sum(1 for e in told if e.message_id and not e.campaign)
-        backwards = sum(1 for a, b in zip(told, told[1:], strict=False) if a.source == b.source and b.occurred_at_us < a.occurred_at_us - 2 * S)
+        backwards = sum(
+            1 for a, b in zip(told, told[1:], strict=False) if a.source == b.source and b.occurred_at_us < a.occurred_at_us - 2 * S
+        )
         return len(told) - len(happenings), bare, backwards
 
     good = measure(Manners.good())
@@ -164,8 +166,8 @@ def test_xss_payloads_are_in_names_and_texts():
     world = World(small(manners=Manners(xss=True)))
     happenings = world.happenings()
     world.shipments(happenings)
-    fields = Counter(f for h in happenings for f in ("campaign", "variant", "url", "user_agent", "detail", "name") if XSS in getattr(h.event, f))
-    assert set(fields) == {"campaign", "variant", "url", "user_agent", "detail", "name"}
+    shown = {"campaign", "variant", "url", "user_agent", "detail", "name"}
+    assert {field for h in happenings for field in shown if XSS in getattr(h.event, field)} == shown
     assert any(XSS in cell.campaign for cell in world.truth(happenings))
 
 
@@ -209,7 +211,8 @@ def event(kind: str, at_s: float = 0, **fields) -> Event:
 
 
 def sums(*events: Event, by=(), **only) -> dict:
-    return {key: dict(counts) for key, counts in rows(truth(events, {"ada@gmail.com": ("25-39",)}), by, dimensions=("age",), **only).items()}
+    cells = truth(events, {"ada@gmail.com": ("25-39",)})
+    return {key: dict(counts) for key, counts in rows(cells, by, dimensions=("age",), **only).items()}
 
 
 def test_unique_counts_are_per_message_and_totals_per_event():
@@ -228,7 +231,8 @@ def test_a_message_is_known_by_any_of_its_events():
     """A click that says no campaign belongs to the campaign that the delivery said, whatever comes first."""
     events = [event("clicked", 100, url="u"), event("delivered", 0, campaign="spring", variant="B", wave="w1")]
     got = sums(*events, by=("campaign", "variant", "wave", "provider", "age"))
-    assert got == {("spring", "B", "w1", "Gmail", "25-39"): {"delivered": 1, "clicked": 1, "clicked_human": 1, "clicks": 1, "clicks_human": 1}}
+    clicked = {"clicked": 1, "clicked_human": 1, "clicks": 1, "clicks_human": 1}
+    assert got == {("spring", "B", "w1", "Gmail", "25-39"): {"delivered": 1} | clicked}
 
 
 def test_a_conversion_belongs_to_the_latest_human_click_in_the_window():
@@ -309,7 +313,7 @@ RUDE = Manners(duplicates=0.1, reorder=0.2, late=0.1, bare=0.1, clocks=0.0, asyn
 def test_a_run_survives_a_moody_door_and_its_numbers_are_true(files):
     """429, 500, cuts before and after storing, and all bad manners at once: every number is true in the end."""
     config, keys = files
-    moods = {n: mood for n, mood in zip(range(3, 90, 5), [429, "cut", "gone", 500, "gone"] * 4, strict=False)}
+    moods = dict(zip(range(3, 90, 5), [429, "cut", "gone", 500, "gone"] * 4, strict=False))
     with SmallDoor(config, moods) as door:
         told = play(Game(live(manners=RUDE), door.url, keys, api=door.url))
         assert told.report["refused"] == told.report["lost"] == 0

@@ -16,10 +16,14 @@ COMPANIES = tuple(f"{name}.example" for name in ("northwind", "contoso", "tailsp
 REGIONS = ("north", "south", "east", "west")
 DEVICES = ("mobile", "desktop")
 BANDS = (25, 40, 60)
-GIVEN = ("ada", "ben", "cleo", "dan", "eva", "finn", "gil", "hana", "ida", "jan", "kim", "lou", "mia", "noor", "ole", "pia", "rui", "sol", "tom", "uma")
+GIVEN = tuple("ada ben cleo dan eva finn gil hana ida jan kim lou mia noor ole pia rui sol tom uma".split())
 
 # The dimensions that `midflight demo` configures; `Audience.labels` has their values in this order.
-DIMENSIONS = (Attribute(name="age_band", trait="age", bands=list(BANDS)), Attribute(name="region", trait="region"), Attribute(name="device", trait="device"))
+DIMENSIONS = (
+    Attribute(name="age_band", trait="age", bands=list(BANDS)),
+    Attribute(name="region", trait="region"),
+    Attribute(name="device", trait="device"),
+)
 DIMENSION_NAMES = tuple(d.name for d in DIMENSIONS)
 
 
@@ -72,7 +76,8 @@ def audience(rng: np.random.Generator, size: int, tag: str) -> Audience:
         domain = domains[int(pick[i]) % len(domains)]
         local = f"{GIVEN[given[i]]}.{i:x}.{tag}"
         # Some people type capitals and plus-tags; both are the address that the vendor reports.
-        addresses.append(f"{local.title()}@{domain}" if odd[i] < 0.02 else f"{local}+news@{domain}" if odd[i] < 0.04 else f"{local}@{domain}")
+        local = local.title() if odd[i] < 0.02 else f"{local}+news" if odd[i] < 0.04 else local
+        addresses.append(f"{local}@{domain}")
     return Audience(
         addresses=addresses,
         keys=[recipient_key(a) for a in addresses],

@@ -38,7 +38,9 @@ class Campaign:
     def effects(self) -> dict:
         """Return the true effects as plain data, for the truth file."""
         return {
-            "variants": {v.name: {"open": v.opens, "click_of_openers": v.clicks, "buy_of_clickers": v.buys, "price": v.price} for v in self.variants},
+            "variants": {
+                v.name: {"open": v.opens, "click_of_openers": v.clicks, "buy_of_clickers": v.buys, "price": v.price} for v in self.variants
+            },
             "tastes": [{"attribute": a, "value": v, "factors": f} for (a, v), f in self.tastes.items()],
         }
 

@@ -24,17 +24,19 @@ human_delay_us = 6 * second_us
 human_gap_us = 5 * second_us
 
 GMAIL_PROXY = "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)"
-GMAIL_PREFETCH = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/42.0.2311.135 Safari/537.36 Edge/12.246 Mozilla/5.0"
+_WINDOWS = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko)"
+_IPHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"
+GMAIL_PREFETCH = f"{_WINDOWS} Chrome/42.0.2311.135 Safari/537.36 Edge/12.246 Mozilla/5.0"
 YAHOO_PROXY = "YahooMailProxy; https://help.yahoo.com/kb/yahoo-mail-proxy-SLN28749.html"
 APPLE_PREFETCH = "Mozilla/5.0"
 SCANNER = "Mozilla/5.0 (compatible; Mimecast URL Protect)"
 BROWSERS = {
     "mobile": (
-        "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.5 Mobile/15E148 Safari/604.1",
+        f"{_IPHONE} Version/17.5 Mobile/15E148 Safari/604.1",
         "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Mobile Safari/537.36",
     ),
     "desktop": (
-        "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36",
+        f"{_WINDOWS} Chrome/126.0.0.0 Safari/537.36",
         "Mozilla/5.0 (Macintosh; Intel Mac OS X 14_5) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.5 Safari/605.1.15",
         "Mozilla/5.0 (X11; Linux x86_64; rv:127.0) Gecko/20100101 Firefox/127.0",
     ),
@@ -143,7 +145,9 @@ class Lives:
             made.append(Happening(event))
         return made
 
-    def wave(self, rng: np.random.Generator, campaign: Campaign, number: int, recipients: list[int], start_s: float, length_s: float) -> list[Happening]:
+    def wave(
+        self, rng: np.random.Generator, campaign: Campaign, number: int, recipients: list[int], start_s: float, length_s: float
+    ) -> list[Happening]:
         """Return all that happens to the messages of one wave that starts after ``start_s`` virtual seconds and takes ``length_s``."""
         luck = Luck(rng)
         made: list[Happening] = []
@@ -176,7 +180,9 @@ class Lives:
 class _Message:
     """One email to one recipient, from its sending to the end of its story."""
 
-    def __init__(self, lives: Lives, luck: Luck, made: list[Happening], campaign: Campaign, variant: Variant, wave: str, person: int) -> None:
+    def __init__(
+        self, lives: Lives, luck: Luck, made: list[Happening], campaign: Campaign, variant: Variant, wave: str, person: int
+    ) -> None:
         self.lives, self.luck, self.made = lives, luck, made
         self.campaign, self.variant, self.wave, self.person = campaign, variant, wave, person
         self.source = luck.pick(campaign.sources)
@@ -341,7 +347,8 @@ class _Message:
         seen = (click + 2 * second_us + time.span(luck.lognormal(5, 0.5))) // 1000 * 1000
         if luck.chance(0.5) and seen <= time.end_us:
             event = Event(source=SITE, event_id=f"p-{lives.next_id()}", kind="paged", occurred_at_us=seen, name="Offer")
-            event.user_id, event.recipient, event.url = lives.people.user_ids[self.person], lives.people.addresses[self.person], self.campaign.links[1]
+            event.user_id, event.recipient = lives.people.user_ids[self.person], lives.people.addresses[self.person]
+            event.url = self.campaign.links[1]
             self.made.append(Happening(event))
         if not luck.chance(min(0.95, self.variant.buys * taste)):
             return

@@ -10,7 +10,7 @@ import numpy as np
 from ..events import Event
 from .life import Happening, hour_s, second_us
 
-XSS = "\"><img src=x onerror=\"window.midflightXss=1\"><script>window.midflightXss=1</script>'"
+XSS = '"><img src=x onerror="window.midflightXss=1"><script>window.midflightXss=1</script>\''
 # What a wrong clock does to the order of things must not change who did them: these events are judged without their time.
 CLOCK_KINDS = frozenset(("deferred", "bounced", "complained", "unsubscribed"))
 wrong_clocks_us = (2 * hour_s * second_us, 10 * 365 * 24 * hour_s * second_us)
@@ -18,7 +18,7 @@ wrong_clocks_us = (2 * hour_s * second_us, 10 * 365 * 24 * hour_s * second_us)
 
 @dataclass(frozen=True)
 class Manners:
-    """Each a share of events (``cut``, ``poison``: of requests) that this happens to. The defaults are what real vendors do on a bad day."""
+    """Each a share of events (``cut``, ``poison``: of requests) that this happens to; the defaults are a vendor's bad day."""
 
     duplicates: float = 0.02
     reorder: float = 0.05
@@ -46,9 +46,7 @@ class Sending(msgspec.Struct, gc=False):
     event: Event
 
 
-def sendings(
-    happenings: list[Happening], manners: Manners, rng: np.random.Generator, speed: float, received_us: int = 0
-) -> list[Sending]:
+def sendings(happenings: list[Happening], manners: Manners, rng: np.random.Generator, speed: float, received_us: int = 0) -> list[Sending]:
     """Return when each event is reported, in order; events are changed in place where manners say so.
 
     ``received_us`` is when all of them arrive if that is not when they are due: history loaded at once.

@@ -25,7 +25,7 @@ class Game:
     door: str
     keys: dict
     rate: float = 0.0
-    connections: int = 8
+    connections: int = 32
     patience_s: float = 60.0
     api: str = ""
     token: str = ""

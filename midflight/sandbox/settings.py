@@ -117,7 +117,9 @@ def read_keys(path: Path) -> dict:
     try:
         keys = msgspec.yaml.decode(path.read_bytes(), type=dict[str, dict[str, dict]])
     except OSError as error:
-        raise ConfigError(f"Cannot read the sandbox's keys: {error.strerror}", got=path, todo="`midflight sandbox init` writes them") from None
+        raise ConfigError(
+            f"Cannot read the sandbox's keys: {error.strerror}", got=path, todo="`midflight sandbox init` writes them"
+        ) from None
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path} holds no sandbox keys: {error}") from None
     if "sources" not in keys:

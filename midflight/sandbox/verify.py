@@ -48,7 +48,8 @@ class Truth(msgspec.Struct, kw_only=True):
         return {cell: Counter(counts) for cell, counts in self.cells}
 
     def campaigns(self) -> list[str]:
-        return sorted({cell.campaign for cell, _ in self.cells})
+        """Return the names of the campaigns, and ``""`` for what belongs to none."""
+        return sorted({"", *(cell.campaign for cell, _ in self.cells)})
 
     def save(self, path: Path) -> None:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=0))

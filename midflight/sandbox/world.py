@@ -13,7 +13,7 @@ import numpy as np
 
 from ..events import Event
 from ..kit.errors import NotFound, nearest
-from ..sources import REGISTRY, Request, Source
+from ..sources import Request, Source
 from .audience import DIMENSION_NAMES, Audience, audience
 from .campaigns import Campaign, campaigns
 from .life import Happening, Lives, Timeline, hour_s, second_us
@@ -76,7 +76,8 @@ class World:
             raise NotFound(f"The sandbox does not play `{unknown[0]}`", todo=nearest(unknown[0], VENDORS))
         self.scenario = scenario
         seeds = np.random.SeedSequence(scenario.seed)
-        people, lives, self._manners = seeds.spawn(3)
+        people, lives, manners = seeds.spawn(3)
+        self._manners = int(manners.generate_state(1)[0])
         self._lives = lives.spawn(scenario.campaigns * (scenario.waves + 1) + 1)
         self.people: Audience = audience(np.random.default_rng(people), scenario.recipients, scenario.tag)
         self.campaigns: list[Campaign] = campaigns(scenario.campaigns, scenario.tag, scenario.vendors, scenario.waves)
@@ -116,9 +117,12 @@ class World:
     def happenings(self) -> list[Happening]:
         return [h for wave in self.waves() for h in wave]
 
-    def shipments(self, happenings: list[Happening], manners: Manners | None = None) -> list[Shipment]:
-        """Return the requests that report these happenings, in the order they are due, with the scenario's or other manners."""
-        scenario, rng = self.scenario, np.random.default_rng(self._manners)
+    def shipments(self, happenings: list[Happening], manners: Manners | None = None, part: int = 0) -> list[Shipment]:
+        """Return the requests that report these happenings, in the order they are due, with the scenario's or other manners.
+
+        Who does not report everything at once says which ``part`` this is, so that each has luck of its own.
+        """
+        scenario, rng = self.scenario, np.random.default_rng([self._manners, part])
         manners = manners or scenario.manners
         history = scenario.start_us if scenario.spread_days else 0
         told = sendings(happenings, manners, rng, scenario.pace, history)
@@ -144,11 +148,13 @@ def campaign_requests(
 ) -> Iterator[tuple[str, Request, list[Event]]]:
     """Yield (source name, signed request, the events in it) of a run, without any HTTP: for tests and the bench.
 
+    Waves come one after the other, each in the order it is due, so that memory holds one wave however many people there are.
     ``settings`` are those of ``Scenario``; ``sources`` the sources to sign with (default: those of ``sandbox_sources``).
     """
     scenario = Scenario(seed=seed, **settings)
-    sources = sources or sandbox_sources(seed, (*scenario.vendors, SITE) if SITE in REGISTRY.names() else scenario.vendors)
+    sources = sources or sandbox_sources(seed, (*scenario.vendors, SITE))
     world = World(scenario)
-    for shipment in [*world.shipments(world.identifies()), *world.shipments(world.happenings())]:
-        if shipment.source in sources:
-            yield shipment.source, shipment.signed(sources[shipment.source], shipment.due_us), shipment.events
+    for part, happenings in enumerate(chain([world.identifies()], world.waves())):
+        for shipment in world.shipments(happenings, part=part):
+            if shipment.source in sources:
+                yield shipment.source, shipment.signed(sources[shipment.source], shipment.due_us), shipment.events
