@@ -71,26 +71,19 @@ class Inode:
             size = len(self.live)
         out = self.durable[:size].ljust(size, b"\0")
         for sector, versions in self.pending.items():
-            fate = (
-                mode
-                if mode in ("lost", "kept", "garbled")
-                else rng.choice(("lost", "kept", "garbled") if mode == "mixed" else ("lost", "kept"))
-            )
+            fate = mode if mode in ("lost", "kept", "garbled") else rng.choice(FATES[mode])
             start = sector * sector_bytes
             if fate == "lost" or start >= size:
                 continue
             data = rng.choice(versions) if fate == "kept" and mode != "kept" else versions[-1]
             if fate == "garbled":
-                data = (
-                    bytes(a ^ b for a, b in zip(data, rng.randbytes(len(data)), strict=True))
-                    if rng.random() < 0.7
-                    else rng.randbytes(len(data))
-                )
+                data = rng.randbytes(len(data))
             end = min(size, start + len(data))
             out[start:end] = data[: end - start]
         return out
 
 
+FATES = {"mixed": ("lost", "kept", "garbled"), "torn": ("lost", "kept")}
 MODES = ("lost", "kept", "garbled", "mixed", "mixed", "mixed", "torn", "torn")
 
 # A change of the folder: names that go, and a name that comes with its file.

@@ -154,6 +154,7 @@ def cut_in_recovery(disk: SimDisk, rng: random.Random) -> SimDisk:
     try:
         open_writer(disk)
     except (PowerCut, MidflightError):
+        # A log that a control has damaged may refuse to open before the second cut comes.
         pass
     disk.after = None
     return disk.crash(rng)
@@ -189,7 +190,7 @@ def test_a_build_that_forgets_the_folder_is_caught() -> None:
 
 
 def takeover_at(number: int) -> bool:
-    """Pause a writer after its N-th change of the disk or look at who owns it, let a successor take over and work, let the first one go on."""
+    """Pause a writer after its N-th change of the disk or look at who owns it, let another take over and work, let it go on."""
     patient, changes, taken = Patient(), 0, False
     successor: dict[int, bytes] = {}
     writers: list[Writer] = []

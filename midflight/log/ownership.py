@@ -52,6 +52,7 @@ class Ownership:
         try:
             write_all(self._disk, fd, f"process {os.getpid()}\n".encode().ljust(32, b"\n"), 0)
         except OSError:
+            # It is only for people; the lock itself is held.
             pass
 
     def write_epoch(self, epoch: Epoch) -> None:

@@ -16,8 +16,8 @@ from .errors import NotKept, unreadable_from
 from .format import (
     FRAME,
     FRAME_MAGIC,
+    GAP,
     RECORDS,
-    SEAL,
     Head,
     damaged,
     data_offset,
@@ -30,7 +30,7 @@ from .format import (
     segment_of_name,
 )
 from .record import Record
-from .survey import read_header, segment_names
+from .survey import read_epoch, read_header, segment_names
 
 read_bytes_max = 8 * 1024 * 1024
 index_bytes = 1024 * 1024  # about how far apart the known places of a segment are
@@ -86,12 +86,30 @@ class Reader:
         self._open_name = ""
 
     def first(self) -> int:
-        """Return the first position that is kept; 0 for a log that is not there yet."""
+        """Return the first position that is kept; 0 for a log that is not there yet.
+
+        Raises Damaged when the first segment that should be there is missing.
+        """
         try:
-            self._list()
+            # Retention may move on between the two looks; a second round then sees it.
+            for _ in range(3):
+                noted = self._noted_first()
+                self._list()
+                if noted is None or not self._firsts:
+                    return self._firsts[0] if self._firsts else noted or 0
+                if self._firsts[0] <= noted:
+                    return noted
+            raise damaged(self._folder, 0, f"the segment that starts at position {noted} is missing")
         except OSError as error:
             raise unreadable_from(error, self._folder) from error
-        return self._firsts[0] if self._firsts else 0
+
+    def _noted_first(self) -> int | None:
+        try:
+            epoch = read_epoch(self._disk, self._folder)
+        except Damaged:
+            # The next start says so; meanwhile the segments themselves tell.
+            return None
+        return epoch.first if epoch else None
 
     def head(self) -> int:
         """Return the position after the last durable record."""
@@ -146,6 +164,7 @@ class Reader:
                         self._head = found
                     break
         except FileNotFoundError:
+            # No writer has been here yet, so nothing is durable yet.
             pass
         return self._head
 
@@ -251,7 +270,7 @@ class Reader:
                 break
             if magic != FRAME_MAGIC or xxh3_128_digest(data[at + 16 : stop], seed) != check:
                 raise _Stale(damaged(path, place.offset, f"no valid frame at position {place.position}"))
-            if chain != place.chain or first != place.position or kind == SEAL:
+            if chain != place.chain or first != place.position or kind not in (RECORDS, GAP):
                 raise _Stale(damaged(path, place.offset, f"the frame does not follow from the one before it (position {place.position})"))
             if place.offset - places[-1][0] >= index_bytes and first > positions[-1]:
                 positions.append(first)
