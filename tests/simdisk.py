@@ -115,7 +115,7 @@ class SimDisk:
     def crash(self, rng: random.Random) -> SimDisk:
         """Return a disk as it may be after a power cut now."""
         found = SimDisk()
-        found.randomness = random.Random(8)
+        found.randomness = random.Random(rng.random())
         names = dict(self.durable_names)
         kept = rng.choice(("none", "all", "prefix", "some"))
         upto = rng.randint(0, len(self.folder_changes))
