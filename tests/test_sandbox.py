@@ -364,6 +364,18 @@ def test_retry_after_is_honoured(files):
     assert report.seconds >= 1
 
 
+def test_prepared_requests_are_the_same_requests(files):
+    """Signing ahead changes nothing but the time it takes: the same events arrive, retries included."""
+    config, keys = files
+    scenario = live(spread_days=2.0, recipients=60, manners=Manners(poison=0.0))
+    arrived = []
+    for prepare in (False, True):
+        with SmallDoor(config, {2: "gone", 30: 429}) as door:
+            play(Game(scenario, door.url, keys, prepare=prepare))
+            arrived.append(sorted((e.source, e.event_id, e.kind, e.occurred_at_us) for e in door.events if e.event_id[:2] != "h:"))
+    assert set(arrived[0]) == set(arrived[1]) and len(arrived[0]) > 100
+
+
 def test_the_rate_is_bounded(files):
     """With a rate the events take at least as long as it says."""
     config, keys = files

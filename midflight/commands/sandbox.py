@@ -52,6 +52,7 @@ def run(
     rate: float = typer.Option(0.0, min=0.0, help="At most so many events a second; 0 is no limit."),
     batch: int = typer.Option(200, min=1, max=1000, help="Events in one request of a vendor that batches."),
     connections: int = typer.Option(32, min=1, max=200, help="Kept connections to the door."),
+    prepare: bool = typer.Option(False, help="Write and sign all requests before the first is sent, to measure the door alone."),
     patience: float = typer.Option(60.0, min=0.0, help="Seconds for which a refused request is tried again."),
     duplicates: float = typer.Option(0.02, min=0, max=1, help="Share of events that come twice."),
     reorder: float = typer.Option(0.05, min=0, max=1, help="Share of events that later ones overtake."),
@@ -88,7 +89,17 @@ def run(
         batch=batch,
         manners=(Manners.good() if good_manners else manners).with_xss(xss),
     )
-    game = Game(scenario, door, read_keys(keys), rate=rate, connections=connections, patience_s=patience, api=verify, token=token)
+    game = Game(
+        scenario,
+        door,
+        read_keys(keys),
+        rate=rate,
+        connections=connections,
+        patience_s=patience,
+        prepare=prepare,
+        api=verify,
+        token=token,
+    )
     with progress() as bar:
         told = play(game, bar_of(bar))
     report = told.report

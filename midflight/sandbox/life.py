@@ -370,7 +370,7 @@ class _Message:
     def opened(self, at_us: int, agent: str, user_agent: str, flagged: bool = False) -> None:
         fields = {"user_agent": user_agent, "ip": f"198.51.100.{self.person % 254 + 1}"} if self.vendor.opens_have_agent else {}
         if flagged:
-            fields["agent"] = "machine"
+            fields |= {"agent": "machine", "agent_reason": "vendor flag: apple"}
         self.add("opened", at_us, agent, **fields)
 
     def clicked(self, at_us: int, url: str, agent: str, user_agent: str, ip: str = "") -> None:

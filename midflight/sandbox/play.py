@@ -27,6 +27,7 @@ class Game:
     rate: float = 0.0
     connections: int = 32
     patience_s: float = 60.0
+    prepare: bool = False
     api: str = ""
     token: str = ""
 
@@ -56,6 +57,8 @@ def play(game: Game, step: Step | None = None) -> Truth:
     step("people", sum(len(s.events) for s in people))
     runner.run(people)
     runner.live = not scenario.spread_days
+    if game.prepare:
+        runner.prepare(told)
     step("campaigns", sum(len(s.events) for s in told))
     report = runner.run(told)
     return Truth(

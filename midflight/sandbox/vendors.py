@@ -37,7 +37,9 @@ VENDORS = {
     ),
     "ses": Vendor(lacks=frozenset(("autoresponded", "unknown")), retry_s=(20, 20, 20), content_type="text/plain; charset=UTF-8"),
     "postmark": Vendor(starts="", has_ids=False, lacks=frozenset(("unknown",)), retry_s=(60, 300, 600, 600, 600, 900, 1800, 3600)),
-    "mailgun": Vendor(starts="queued", lacks=frozenset(("autoresponded", "unknown")), retry_s=(300, 600, 900, 3600, 7200, 14400)),
+    "mailgun": Vendor(
+        starts="queued", flags_apple=True, lacks=frozenset(("autoresponded", "unknown")), retry_s=(300, 600, 900, 3600, 7200, 14400)
+    ),
     "resend": Vendor(lacks=frozenset(("autoresponded",)), opens_have_agent=False, retry_s=(5, 300, 1800, 7200, 18000, 36000)),
 }
 SITE = "segment"

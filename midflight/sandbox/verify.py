@@ -159,9 +159,15 @@ def verify(
     numbers = Numbers(url, token)
     try:
         while True:
-            found = differences(truth, numbers, measures)
-            if not found or clock.monotonic_s() >= until:
-                return found
+            try:
+                found = differences(truth, numbers, measures)
+                if not found or clock.monotonic_s() >= until:
+                    return found
+            except Unreachable:
+                # The console may be starting again.
+                if clock.monotonic_s() >= until:
+                    raise
+                found = []
             if waiting:
                 waiting(len(found))
             clock.sleep_s(poll_s)

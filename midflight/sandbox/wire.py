@@ -27,7 +27,7 @@ class Shipment(msgspec.Struct):
     cut: bool = False
     tries: int = 0
     body: bytes = b""
-    headers: dict[str, str] = {}
+    ready: Request | None = None  # signed ahead of time
 
     @property
     def path(self) -> str:
