@@ -166,16 +166,15 @@ class Door:
     # -- connections ---------------------------------------------------------------------------------------------------
 
     def has_room(self) -> bool:
-        if self.open_count < self.config.door.connections_max:
-            return True
-        # Somebody who only keeps a connection for later makes room for somebody who has something to say.
-        for connection in self.connections:
-            if connection.idle and connection.transport is not None:
-                connection.transport.close()
-                break
-        return False
+        return self.open_count < self.config.door.connections_max or self.idle_connection() is not None
+
+    def idle_connection(self) -> Connection | None:
+        return next((connection for connection in self.connections if connection.kept), None)
 
     def take(self, client: socket.socket, peer: str) -> None:
+        # Somebody who only keeps a connection for later makes room for somebody who has something to say.
+        if self.open_count >= self.config.door.connections_max and (idle := self.idle_connection()) is not None:
+            idle.end_after_queue()
         self.open_count += 1
         self.spawn(self._connect(client, peer))
 
@@ -210,6 +209,8 @@ class Door:
         slow_client_s = self.config.door.slow_client_s
         for connection in list(self.connections):
             connection.look_at_time(now_s, slow_client_s)
+        if not self.stopping and self.has_room():
+            self.acceptor.resume()
         self.notes.look(now_s)
         if now_s - self.last_tick_s >= tick_s:
             self.last_tick_s = now_s

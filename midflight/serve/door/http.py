@@ -74,7 +74,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "body_bytes", "current", "door", "eof", "header_bytes", "header_list", "input_bytes", "parser", "paused", "peer", "queue",
-        "since_s", "stage", "target", "transport", "wants_continue", "write_paused_s",
+        "since_s", "stage", "target", "transport", "unparsed", "wants_continue", "write_paused_s",
     )  # fmt: skip
 
     def __init__(self, door, peer: str) -> None:
@@ -89,7 +89,7 @@ class Connection(asyncio.BufferedProtocol):
         self.paused = self.eof = self.wants_continue = False
         self.write_paused_s = 0.0
         self.header_list: list[tuple[bytes, bytes]] = []
-        self.header_bytes = self.body_bytes = self.input_bytes = 0
+        self.header_bytes = self.body_bytes = self.input_bytes = self.unparsed = 0
         self.target = b""
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
@@ -108,11 +108,17 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, length: int) -> None:
         if self.stage >= DONE:
             return
+        if self.unparsed:
+            self.take_unparsed(self.door.buffer[:length])
+            return
         try:
             self.parser.feed_data(self.door.buffer[:length])
-        except httptools.HttpParserUpgrade:
-            # No other protocol is spoken here; the request itself is complete and gets its answer.
-            self.end_after_queue()
+        except httptools.HttpParserUpgrade as upgrade:
+            # No other protocol is spoken here: the request gets its answer, and then the connection ends.
+            if self.unparsed:
+                self.take_unparsed(self.door.buffer[upgrade.args[0] : length])
+            else:
+                self.end_after_queue()
         except httptools.HttpParserError as error:
             if self.stage < DONE:
                 self.refuse(bad_request(f"This is no HTTP/1.1 request: {error}"))
@@ -121,6 +127,17 @@ class Connection(asyncio.BufferedProtocol):
             self.input_bytes += length
             if self.input_bytes > header_bytes_max + len(self.door.buffer):
                 self.refuse(bad_request("The header is too long", reason="header_limit"))
+
+    def take_unparsed(self, data: memoryview) -> None:
+        """Take body bytes of a request that asks for another protocol: there the parser ends with the header."""
+        data = data[: self.unparsed]
+        self.unparsed -= len(data)
+        try:
+            self.on_body(bytes(data))
+            if not self.unparsed:
+                self.on_message_complete()
+        except Stop:
+            return  # refused: the last answer is on its way
 
     def eof_received(self) -> bool:
         """The client sends no more. Its complete requests are answered, an incomplete one is forgotten."""
@@ -202,6 +219,7 @@ class Connection(asyncio.BufferedProtocol):
             self.refuse_now(bad_request("The request names no single host"))
         exchange.answer = self.door.before_body(exchange)
         length = int(headers.get("content-length") or 0)
+        self.unparsed = length if self.parser.should_upgrade() else 0
         if exchange.answer is not None:
             if coding is not None or length > discard_bytes_max or (length and "expect" in headers) or exchange.answer.close:
                 self.refuse_now(exchange.answer)
@@ -230,18 +248,20 @@ class Connection(asyncio.BufferedProtocol):
             exchange.body += data
 
     def on_message_complete(self) -> None:
+        if self.unparsed:
+            return
         exchange, self.current = self.current, None
         self.wants_continue = False
-        exchange.keep_alive = self.parser.should_keep_alive()
+        exchange.keep_alive = self.parser.should_keep_alive() and not self.parser.should_upgrade()
         exchange.at_s = monotonic()
+        if len(self.queue) >= pipeline_max:
+            self.current = exchange
+            self.refuse_now(later("pipelining", "Too many requests of one connection wait for their answers", close=True))
         self.queue.append(exchange)
         self.stage = IDLE if exchange.keep_alive else DONE
         self.since_s = exchange.at_s
         if len(self.queue) >= pipeline_pause:
             self.pause()
-            if len(self.queue) > pipeline_max:
-                self.refuse(later("pipelining", "Too many requests of one connection wait for their answers", close=True))
-                raise Stop
         if exchange.answer is not None:
             self.door.refused(exchange)
             return
@@ -359,3 +379,8 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def idle(self) -> bool:
         return self.stage == IDLE and not self.queue
+
+    @property
+    def kept(self) -> bool:
+        """Whether the client only keeps the connection for its next request."""
+        return self.idle and self.target != b""
