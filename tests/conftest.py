@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -22,3 +24,10 @@ def project() -> Path:
 def no_configuration_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test sees no configuration that the person who runs it happens to have."""
     monkeypatch.delenv("MIDFLIGHT_CONFIG", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_open() -> Iterator[None]:
+    """What a file's tests leave open is found at their end, and not in the middle of another file's."""
+    yield
+    gc.collect()
