@@ -26,7 +26,7 @@ test: $(TEST) $(BROWSER)  ## all tests but the long ones; ARGS="-k door" narrows
 	$(BIN)/python -m pytest $(ARGS)
 
 test-long: $(TEST) $(BROWSER)  ## the long tests: crashes, floods, millions of rows
-	$(BIN)/python -m pytest -m long $(ARGS)
+	$(BIN)/python -m pytest -m long -o timeout=3600 $(ARGS)
 
 bench: $(TEST)  ## measure this machine; writes bench/results.json and docs/performance.md
 	$(BIN)/python -m bench $(ARGS)
