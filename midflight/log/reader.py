@@ -278,7 +278,10 @@ class Reader:
             if kind == RECORDS:
                 place.chain = check
                 if first + count > position:
-                    found = decode(data[at + header_size : at + header_size + length])
+                    try:
+                        found = decode(data[at + header_size : at + header_size + length])
+                    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                        raise _Stale(damaged(path, place.offset, f"the records cannot be read: {error}")) from None
                     for record in found:
                         force_setattr(record, "position", first)
                         force_setattr(record, "at_us", at_us)

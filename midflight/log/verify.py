@@ -210,7 +210,7 @@ class _Verification:
                 if len(self.decoder.decode(frame.payload)) == frame.count:
                     return
                 self.bad(name, frame.offset, frame.offset + frame.size, "the frame does not hold as many records as it says")
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 self.bad(name, frame.offset, frame.offset + frame.size, f"the frame's records cannot be read: {error}")
         else:
             self.bad(name, frame.offset, frame.offset + frame.size, f"a frame of an unknown kind ({frame.kind})")

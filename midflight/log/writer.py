@@ -472,11 +472,14 @@ class Writer:
         if self._own is None:
             return
         try:
-            if self._suspect is None and self._lost is None:
+            if self._lost is None:
+                if self._suspect is not None:
+                    # Leave exactly what was acknowledged, without what was refused and may have got to the disk all the same.
+                    self._resume()
                 self._own.check()
                 self._seal(self._fd, self._kept[-1].name, self._offset, self._place, CLOSED)
                 self._disk.fsync(self._head_fd)
-        except (OSError, Locked) as error:
+        except (OSError, MidflightError) as error:
             logger.warning("the log was left as after a crash: %s", error)
         finally:
             self._let_go()
