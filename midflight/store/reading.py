@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from ..config import Config
@@ -11,9 +13,12 @@ from ..kit.errors import MidflightError
 from ..log.record import Record
 from ..sources import Request, Source, load
 from ..sources.source import Malformed, content_id, decode_json
-from ..stream.agents import classify
+from ..stream.agents import classify, scanner_network
 
 Numbered = list[tuple[int, Event]]
+
+# User agents repeat; looking through one costs as much as the rest of the parsing.
+verdict = lru_cache(maxsize=50_000)(classify)
 
 
 class Reading:
@@ -41,7 +46,9 @@ class Reading:
             self.counters.add("history_unread_total", record.source)
             return []
         for _, event in found:
-            event.agent, event.agent_reason = classify(event.kind, event.agent, event.agent_reason, event.user_agent, event.ip)
+            # Only a scanner's address has a say.
+            ip = event.ip if scanner_network(event.ip) else ""
+            event.agent, event.agent_reason = verdict(event.kind, event.agent, event.agent_reason, event.user_agent, ip)
         return found
 
     def _source(self, record: Record) -> Source:
