@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import random
 import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import apsw
+import uvicorn
 
 from midflight.config import Config, config_from
 from midflight.kit.clock import Clock
+from midflight.serve.live import listen
 from midflight.store.schema import SCHEMA
 from midflight.stream.measures import DELAY_EDGES_S, FRESHNESS_EDGES_MS, MEASURES
 
@@ -250,6 +255,34 @@ def write_old(db: apsw.Connection, book: Book, n: int) -> None:
         db.execute(f"INSERT INTO cells VALUES ({', '.join('?' * 34)})", (id_, first + k, 0, 0, 1, 1, 1, *cell.values()))
     sums = ", ".join(f"sum({m})" for m in MEASURES)
     db.execute(f"INSERT INTO campaigns SELECT campaign, min(minute), max(minute), {sums} FROM cells WHERE campaign = ?", (id_,))
+
+
+class Stopped(Clock):
+    """A clock whose wall time stands still, so that two answers are about the same minute; waiting still works."""
+
+    def __init__(self, at_us: int) -> None:
+        self.at_us = at_us
+
+    def now_us(self) -> int:
+        return self.at_us
+
+
+@contextmanager
+def serving(app) -> Iterator[str]:
+    """Serve an application over real HTTP on a free port; give its address."""
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        thread.join(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        app.state.site.hub.close_soon()
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
 
 
 if __name__ == "__main__":

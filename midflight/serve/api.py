@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import logging
 import re
+import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -453,7 +454,9 @@ def replay(request: Request, wanted: models.Replay) -> Response:
 
 
 def replay_letters(site: Site, wanted: models.Replay) -> int:
-    """Append one replay record for each letter that is still waiting or still bad; return how many. Raises NotFound, DoorAway."""
+    """Append one replay record a letter that is not read yet; return how many. Raises WrongQuery, NotFound, DoorAway."""
+    if not wanted.letters and wanted.source is None:
+        raise WrongQuery("Which letters?", expected="`letters` or `source`", where="letters")
     with site.store.view() as view:
         if wanted.letters:
             found = [letter for letter in (view.letter(w.position, w.item) for w in wanted.letters) if letter is not None]
@@ -526,7 +529,12 @@ def ready(request: Request) -> Response:
         return json({"ok": True, "version": __version__, "store": "read" if view.present else "absent", "log_position": view.position})
 
 
-@reading.get("/metrics", response_class=PlainTextResponse, tags=["ourselves"])
+@reading.get(
+    "/metrics",
+    tags=["ourselves"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "One value a line"}},
+)
 def prometheus(request: Request) -> Response:
     """Numbers about this system, not about campaigns, in Prometheus' text format."""
     site = site_of(request)
@@ -675,11 +683,13 @@ async def _bug(request: Request, error: Exception) -> Response:
 class _Server(uvicorn.Server):
     """uvicorn, whose stop also ends the live streams: it would wait for them for ever."""
 
-    def handle_exit(self, sig: int, frame) -> None:
-        hub = self.config.loaded_app_site.hub
-        hub.closing = True
-        asyncio.get_running_loop().call_soon_threadsafe(hub.close)
-        super().handle_exit(sig, frame)
+    hub: Hub
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        # uvicorn would raise the signal again after the drain; a stop that was asked for is a success.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        self.hub.close_soon()
 
 
 def serve(config: Config, clock: Clock | None = None) -> None:
@@ -696,9 +706,10 @@ def serve(config: Config, clock: Clock | None = None) -> None:
         limit_concurrency=500,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    server_config.loaded_app_site = app.state.site
     listener = listen(config.console.host, config.console.port)
     try:
-        _Server(server_config).run(sockets=[listener])
+        server = _Server(server_config)
+        server.hub = app.state.site.hub
+        server.run(sockets=[listener])
     finally:
         listener.close()

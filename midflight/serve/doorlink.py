@@ -33,7 +33,9 @@ def append(config: Config, records: list[Record]) -> None:
     try:
         token = path.read_text().strip()
     except OSError:
-        raise DoorAway("The door has not been started yet", expected=str(path), todo="`midflight up` starts it") from None
+        raise DoorAway(
+            "The door has not been started yet", expected="`internal.token` in the data folder", todo="`midflight up` starts it"
+        ) from None
     # Proxies of the environment are for the outside, not for loopback.
     with httpx.Client(timeout=timeout_s, trust_env=False, headers={"authorization": f"Bearer {token}"}) as client:
         for part in parts(records):

@@ -167,6 +167,12 @@ class Hub:
     def leave(self, reader: Reader) -> None:
         self.readers.discard(reader)
 
+    def close_soon(self) -> None:
+        """The same from a signal handler or another thread."""
+        self.closing = True
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self.close)
+
     def close(self) -> None:
         """End every stream, so that the server can stop."""
         self.closing = True

@@ -14,8 +14,7 @@ campaigns_max = 20
 def unusual_in(view: View, rows: list[dict]) -> list[Unusual]:
     """Return what is unusual in these campaigns (rows of ``View.campaigns``) and in the sources. Only whole minutes are judged."""
     last = view.now_us // minute_us - 1
-    recent = [row for row in rows if row["last"] > last - recent_minutes][:campaigns_max]
-    return find([campaign_counts(view, row, last) for row in recent], source_minutes(view, last))
+    return find([campaign_counts(view, row, last) for row in rows[:campaigns_max]], source_minutes(view, last))
 
 
 def campaign_counts(view: View, row: dict, last: int) -> Campaign:
@@ -25,6 +24,9 @@ def campaign_counts(view: View, row: dict, last: int) -> Campaign:
         sum(opens_human + clicks_human) FROM cells WHERE campaign = ? AND minute BETWEEN ? AND ? GROUP BY 1, 2"""
     counts: dict[int, list[int]] = {}
     actions, people = [0, 0], [0, 0]
+    if row["last"] < split:
+        # Nothing moved in the last minutes: only what holds since the start can be unusual.
+        return Campaign(name=row["name"], delivered=row["sums"]["delivered"], complained=row["sums"]["complained"])
     for provider, now, delivered, bounced, acted, human in view.db.execute(sql, (split, row["id"], split - before_minutes, last)):
         group = counts.setdefault(provider, [0, 0, 0, 0])
         group[2 * now] += delivered + bounced

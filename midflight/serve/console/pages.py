@@ -15,6 +15,7 @@ from ... import __version__
 from ...events import recipient_key
 from ...kit.errors import MidflightError, NotFound
 from ...metrics import Sums
+from ...metrics.metric import formula
 from ...sources import REGISTRY as VENDORS
 from ...store.read import Query as Asked
 from ...store.read import View, add, all_metrics, delay_row, dimension_keys, folded, iso, minute_us, window_of
@@ -472,6 +473,12 @@ def when(event: dict) -> int:
 
 def as_text(value: object) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode() if isinstance(value, dict | list) else str(value)
+
+
+@pages.get("/words")
+def meanings(request: Request, session: Session = Depends(visitor)) -> Response:
+    """What every metric means and how it is made."""
+    return render(request, "words.html", session=session, metrics=all_metrics(), formula=formula)
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------
