@@ -11,6 +11,7 @@ from .manners import Manners, Sending
 from .vendors import SITE, vendor
 
 POISON = (b"17", b'"x"', b"null", b"[]")
+CALLS = {"converted": "/v1/track", "tracked": "/v1/track", "paged": "/v1/page", "identified": "/v1/identify"}
 
 
 class Shipment(msgspec.Struct):
@@ -31,13 +32,18 @@ class Shipment(msgspec.Struct):
 
     @property
     def path(self) -> str:
-        return "/v1/batch" if self.source == SITE else f"/in/{self.source}"
+        if self.source != SITE:
+            return f"/in/{self.source}"
+        # A site reports one thing by its own call, several as a batch.
+        return CALLS[self.events[0].kind] if len(self.events) == 1 else "/v1/batch"
 
     def write(self, source: Source) -> None:
         """Fill in the body, once."""
         if self.body:
             return
         body = source.write(self.events)
+        if self.source == SITE and len(self.events) == 1:
+            body = msgspec.json.encode(msgspec.json.decode(body)["batch"][0])
         if self.milliseconds:
             items = msgspec.json.decode(body)
             for item in items:
