@@ -148,7 +148,7 @@ async function copy(button) {
 // -- keys ---------------------------------------------------------------------------------------------------------------
 
 const help = document.getElementById("help");
-let pending = 0;
+let pending = -Infinity;
 
 function typing(target) {
   return target.closest && target.closest("input, textarea, select, [contenteditable]");
@@ -158,7 +158,7 @@ function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || (help && help.open)) return;
   const key = event.key;
   if (performance.now() - pending < 1200) {
-    pending = 0;
+    pending = -Infinity;
     const link = document.querySelector(`[data-key-go="g ${CSS.escape(key)}"]`);
     if (link) link.click();
     return;
