@@ -26,7 +26,7 @@ import msgspec
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-connections = 64
+connections = 256
 batch_connections = 16
 batch_events = 200
 seconds = 8.0

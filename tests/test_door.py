@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,8 @@ from door_client import (
     talk,
     until,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from midflight.kit.clock import Clock
 from midflight.log import Full, Record, Unwritable, Writer
@@ -120,7 +123,7 @@ def EARLY(door: Door, records: list[Record], storing: Callable) -> None:  # noqa
 POINTS = ("body_read", "before_append", "after_append", "after_fsync", "before_200")
 
 
-def acknowledged_until_death(port: int) -> list[str]:
+def acknowledged_until_death(port: int, prefix: str = "") -> list[str]:
     """Send events over several connections until the door is gone; return the ids that were acknowledged."""
     acknowledged: list[str] = []
 
@@ -128,7 +131,7 @@ def acknowledged_until_death(port: int) -> list[str]:
         try:
             with connect(port) as found:
                 for count in range(2000):
-                    name = f"{number}-{count}"
+                    name = f"{prefix}{number}-{count}"
                     found.sendall(post("/in/open", array(event(sg_event_id=name))))
                     reply = replies(found, 1)
                     if not reply:
@@ -162,6 +165,19 @@ def test_a_kill_loses_nothing_acknowledged(tmp_path: Path, point: str) -> None:
     assert set(acknowledged) <= set(stored_ids(tmp_path))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("at", range(1, 200, 10))
+@pytest.mark.parametrize("point", POINTS)
+def test_many_kills_lose_nothing_acknowledged(tmp_path: Path, point: str, at: int) -> None:
+    """100 kills, each at another pass of a named point, each followed by a second run and kill over the same log."""
+    acknowledged: list[str] = []
+    for run in range(2):
+        with door_process(tmp_path, environment={"MIDFLIGHT_CRASH_AT": f"{point}:{at}"}) as (process, port):
+            acknowledged += acknowledged_until_death(port, f"{run}-")
+            assert process.wait(20) == -signal.SIGKILL
+    assert set(acknowledged) <= set(stored_ids(tmp_path))
+
+
 def test_a_kill_catches_a_door_that_answers_first(tmp_path: Path) -> None:
     """The control: killed in the same way, a door that answers before the append loses acknowledged events."""
     broken = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_door; test_door.run_broken()"
@@ -183,8 +199,12 @@ def run_broken() -> None:
 # -- a log that refuses --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("failure", "code"), [(Full("No space"), "disk_full"), (Unwritable("EIO"), "log_unwritable"), (OSError(5, "EIO"), "log_unwritable")])
-def test_a_log_that_refuses_gives_429_until_it_works_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, code: str) -> None:
+@pytest.mark.parametrize(
+    ("failure", "code"), [(Full("No space"), "disk_full"), (Unwritable("EIO"), "log_unwritable"), (OSError(5, "EIO"), "log_unwritable")]
+)
+def test_a_log_that_refuses_gives_429_until_it_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, code: str
+) -> None:
     """429 with Retry-After and /ready 503 while the log refuses; both end by themselves when it takes records again."""
     monkeypatch.setattr(door_module, "tick_s", 0.1)
     opener = Opener()
@@ -239,6 +259,23 @@ def test_a_starting_door_says_429(tmp_path: Path) -> None:
     with running(configuration(tmp_path, port=port), opener=opener) as door:
         asking.join()
         assert [reply.status for reply in listening] == [429, 503]
+        assert door.post("/in/open", BODY).status == 200
+
+
+def test_a_disk_that_is_full_at_the_start_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A door that cannot open its log yet stays up with 429, and takes records as soon as there is space."""
+    monkeypatch.setattr(door_module, "tick_s", 0.1)
+    space = threading.Event()
+
+    def opener(folder, clock: Clock) -> Writer:
+        if not space.is_set():
+            raise Full("No space left for the log")
+        return Writer.open(folder, None, clock)
+
+    with running(configuration(tmp_path), opener=opener) as door:
+        assert (reply := door.post("/in/open", BODY)).status == 429 and reply.code == "disk_full"
+        space.set()
+        until(lambda: talk(door.port, post("/ready", method="GET")).status == 200)
         assert door.post("/in/open", BODY).status == 200
 
 
@@ -354,6 +391,53 @@ def test_a_refused_small_body_leaves_the_connection_usable(tmp_path: Path) -> No
             assert replies(found, 1)[0].status == status
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory):
+    with running(configuration(tmp_path_factory.mktemp("lasting"))) as door:
+        yield door
+
+
+CONVERSATION = [
+    (post("/in/open", BODY), 200),
+    (b"POST /in/open HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n[\r\n1;x=y\r\n]\r\n0\r\nX-T: 1\r\n\r\n", 200),
+    (post("/in/sendgrid", BODY), 401),
+    (post("/in/open?x=1", method="HEAD"), 200),
+    (post("/in/open", BODY, {"Connection": "Upgrade", "Upgrade": "h2c"}), 200),
+]
+
+
+@given(st.lists(st.integers(1, sum(len(raw) for raw, _ in CONVERSATION) - 1), max_size=12))
+@settings(max_examples=60)
+def test_however_bytes_are_cut_the_answers_are_the_same(lasting, cuts: list[int]) -> None:
+    """Requests in any pieces get the answers they get in one piece."""
+    whole = b"".join(raw for raw, _ in CONVERSATION)
+    with connect(lasting.port) as found:
+        for start, end in pairwise([0, *sorted(set(cuts)), len(whole)]):
+            found.sendall(whole[start:end])
+            time.sleep(0.0005)
+        assert [reply.status for reply in replies(found, len(CONVERSATION))] == [status for _, status in CONVERSATION]
+
+
+@given(st.data())
+@settings(max_examples=200)
+def test_no_bytes_make_the_door_fail(lasting, data: st.DataObject) -> None:
+    """Whatever is changed in a request, the answer is 2xx or 4xx, or the end; never 5xx, and no fault of ours is counted."""
+    raw = bytearray(data.draw(st.sampled_from([raw for raw, _ in CONVERSATION])))
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        piece = data.draw(
+            st.sampled_from([b"", b"\r\n", b"\0", b"\xff", b" ", b":", b"[", b'"', b"Transfer-Encoding: chunked\r\n"])
+            | st.binary(max_size=8)
+        )
+        raw[at : at + data.draw(st.integers(0, 3))] = piece
+    with connect(lasting.port) as found:
+        found.sendall(raw)
+        found.shutdown(socket.SHUT_WR)
+        assert all(200 <= reply.status < 500 for reply in replies(found, 10, ends=True))
+    assert lasting.count("door_faults_total") == 0
+    assert lasting.post("/in/open", BODY).status == 200
+
+
 # -- what vendors and browsers ask for -----------------------------------------------------------------------------------------
 
 
@@ -379,7 +463,7 @@ def test_a_subscription_is_confirmed_after_it_is_stored(tmp_path: Path, monkeypa
     """The vendor's URL is fetched in the background, once, when the record is in the log."""
     fetched: list[tuple[str, int]] = []
     topic = "arn:aws:sns:eu-west-1:1:t"
-    given = {"ses": {"kind": "ses", "topics": [topic]}}
+    configured = {"ses": {"kind": "ses", "topics": [topic]}}
 
     async def fetch(url: str) -> int:
         fetched.append((url, len(records_in(tmp_path))))
@@ -387,8 +471,16 @@ def test_a_subscription_is_confirmed_after_it_is_stored(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(door_module, "fetch_once", fetch)
     url = "https://sns.eu-west-1.amazonaws.com/?Action=ConfirmSubscription&TopicArn=t&Token=x"
-    said = {"Type": "SubscriptionConfirmation", "MessageId": "1", "TopicArn": topic, "SubscribeURL": url, "Token": "x", "Message": "m", "Timestamp": "t"}
-    with running(configuration(tmp_path, given=given)) as door:
+    said = {
+        "Type": "SubscriptionConfirmation",
+        "MessageId": "1",
+        "TopicArn": topic,
+        "SubscribeURL": url,
+        "Token": "x",
+        "Message": "m",
+        "Timestamp": "t",
+    }
+    with running(configuration(tmp_path, given=configured)) as door:
         source = door.door.routes[b"/in/ses"].handlers[b"POST"].__self__.source
         monkeypatch.setattr(source, "verify", lambda request: 0)
         assert door.post("/in/ses", msgspec.json.encode(said), {"x-amz-sns-message-type": said["Type"]}).status == 200
@@ -429,8 +521,8 @@ def test_a_browser_may_ask_first_and_carries_its_key_in_the_body(tmp_path: Path)
 
 def test_the_write_key_chooses_the_source(tmp_path: Path) -> None:
     """Two sites have a key each; compressed calls too reach the right one; a key of neither is 401."""
-    given = {"shop": {"kind": "segment", "basic_auth": ["one"]}, "blog": {"kind": "segment", "basic_auth": ["two"]}}
-    with running(configuration(tmp_path, given=given)) as door:
+    configured = {"shop": {"kind": "segment", "basic_auth": ["one"]}, "blog": {"kind": "segment", "basic_auth": ["two"]}}
+    with running(configuration(tmp_path, given=configured)) as door:
         for key, status in (("two", 200), ("one", 200), ("three", 401)):
             body = msgspec.json.encode({"writeKey": key, "event": "a", "userId": "u"})
             assert door.post("/v1/track", body).status == status
@@ -447,7 +539,11 @@ def test_own_processes_append_over_loopback(tmp_path: Path) -> None:
         path = tmp_path / "internal.token"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         headers = {"Authorization": f"Bearer {path.read_text().strip()}"}
-        records = [Record("definition", "console", 5, {}, b"{}"), Record("events", "import", 5, {}, b"[]"), Record("replay", "", 5, {}, b"")]
+        records = [
+            Record("definition", "console", 5, {}, b"{}"),
+            Record("events", "import", 5, {}, b"[]"),
+            Record("replay", "", 5, {}, b""),
+        ]
         reply = door.post("/internal/append", msgspec.msgpack.encode(records), headers)
         assert reply.status == 200
         stored = door.records()
@@ -590,10 +686,10 @@ def test_beyond_the_most_connections_idle_ones_make_room(tmp_path: Path) -> None
 
 def test_every_kind_of_source_has_a_door(tmp_path: Path) -> None:
     """Each configured vendor answers 200 to a look at its URL and 401, 400 or 429 to an empty post, never anything else."""
-    given = sources() | {"ses": {"kind": "ses", "topics": ["arn:aws:sns:eu-west-1:1:t"]}}
-    with running(configuration(tmp_path, given=given)) as door:
-        for name, settings in given.items():
-            if load(settings["kind"], {k: v for k, v in settings.items() if k != "kind"}).__class__.__name__ == "Segment":
+    configured = sources() | {"ses": {"kind": "ses", "topics": ["arn:aws:sns:eu-west-1:1:t"]}}
+    with running(configuration(tmp_path, given=configured)) as door:
+        for name, set_up in configured.items():
+            if load(set_up["kind"], {k: v for k, v in set_up.items() if k != "kind"}).__class__.__name__ == "Segment":
                 continue
             assert talk(door.port, post(f"/in/{name}", method="GET")).status == 200
             assert door.post(f"/in/{name}").status in (400, 401)

@@ -291,7 +291,9 @@ def svix(body: bytes, at_s: int, message: str = "msg_1") -> dict[str, str]:
     return {"svix-id": message, "svix-timestamp": str(at_s), "svix-signature": f"v1,{code}"}
 
 
-OPENED = msgspec.json.encode({"type": "email.opened", "created_at": "2025-11-24T16:00:00Z", "data": {"email_id": "1", "to": ["a@b.example"]}})
+OPENED = msgspec.json.encode(
+    {"type": "email.opened", "created_at": "2025-11-24T16:00:00Z", "data": {"email_id": "1", "to": ["a@b.example"]}}
+)
 
 
 def test_24_a_signature_from_another_time_is_refused_and_counted(door: Running) -> None:

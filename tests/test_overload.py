@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from bench.door import Measured, load
 from door_client import array, configuration, connect, door_process, event, post, records_in, replies, running, talk, until
 from test_door import BODY, Opener
 
+from bench.door import Measured, load
 from midflight.serve.door import door as door_module
 from midflight.serve.door.limits import FairQueue, Waiting, quantum_bytes
 
@@ -81,7 +81,12 @@ def test_each_200_is_one_record(tmp_path: Path) -> None:
         for one in found:
             one.close()
         assert set(statuses) == {200, 429}
-        assert statuses.count(200) == len(door.records()) == door.count("door_stored_total", "open") == door.count("door_requests_total", "200")
+        assert (
+            statuses.count(200)
+            == len(door.records())
+            == door.count("door_stored_total", "open")
+            == door.count("door_requests_total", "200")
+        )
 
 
 def test_bodies_under_way_are_bounded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ...config import Config
 from ...kit.clock import Clock
 from ...kit.counters import Counters
 from ...kit.errors import MidflightError
-from ...log import GroupCommit, Record, TooLarge
+from ...log import GroupCommit, Record, TooLarge, Unwritable
 from ...sources import load
 from .accept import Acceptor, listen
 from .answers import NOT_FOUND, OK, UNSUPPORTED, Answer, date_line, later, refusal, wire
@@ -125,14 +125,37 @@ class Door:
         self.looking = loop.call_later(look_s, self.look)
         self.last_tick_s = monotonic()
         try:
-            writer = await loop.run_in_executor(self.threads, self.opener, self.config.folder / "log", self.clock)
+            await self.open_log()
+        except Unwritable:
+            self.spawn(self.open_log_later())
         except BaseException:
             self.acceptor.close()
             self.looking.cancel()
             raise
+
+    async def open_log(self) -> None:
+        """Open the log and begin to take records. Raises Unwritable (later perhaps), Locked or Damaged (never)."""
+        try:
+            writer = await self.loop.run_in_executor(self.threads, self.opener, self.config.folder / "log", self.clock)
+        except Unwritable as error:
+            self.log_refused(error)
+            raise
         self.appending = Appending(writer)
         self.commit = GroupCommit(self.appending, self.deliver, waiting_bytes_max=4 * self.waiting.bytes_max)
         self.closed = self.closed_what = ""
+
+    async def open_log_later(self) -> None:
+        """Try until the disk lets us: meanwhile senders get 429."""
+        while not self.stopping:
+            await asyncio.sleep(tick_s)
+            try:
+                await self.open_log()
+                return
+            except Unwritable:
+                continue
+            except Exception as error:
+                self.failed = error
+                return
 
     async def stop(self) -> None:
         """Accept no more, answer what has arrived, make it durable, close the log: within `stop_s_max`."""

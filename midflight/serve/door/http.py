@@ -25,6 +25,7 @@ idle_s_max = 75.0
 linger_s_max = 2.0
 write_buffer_bytes_max = 64 * 1024
 
+TOO_MUCH_HEADER = bad_request("The header is too long", reason="header_limit")
 IDLE, HEAD, BODY, DONE, LINGER = range(5)
 
 
@@ -126,7 +127,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.stage == HEAD:
             self.input_bytes += length
             if self.input_bytes > header_bytes_max + len(self.door.buffer):
-                self.refuse(bad_request("The header is too long", reason="header_limit"))
+                self.refuse(TOO_MUCH_HEADER)
 
     def take_unparsed(self, data: memoryview) -> None:
         """Take body bytes of a request that asks for another protocol: there the parser ends with the header."""
@@ -189,26 +190,28 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_url(self, url: bytes) -> None:
         self.target += url
-        self.count_header(len(url))
+        self.header_bytes += len(url)
+        if self.header_bytes > header_bytes_max:
+            self.refuse_now(TOO_MUCH_HEADER)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Also called for trailers, which count too and are then ignored.
-        self.header_list.append((name, value))
-        self.count_header(len(name) + len(value) + 4)
-
-    def count_header(self, length: int) -> None:
-        self.header_bytes += length
-        if self.header_bytes > header_bytes_max or len(self.header_list) > headers_max:
-            self.refuse(bad_request("The header is too long", reason="header_limit"))
-            raise Stop
+        found = self.header_list
+        found.append((name, value))
+        self.header_bytes += len(name) + len(value) + 4
+        if self.header_bytes > header_bytes_max or len(found) > headers_max:
+            self.refuse_now(TOO_MUCH_HEADER)
 
     def on_headers_complete(self) -> None:
         self.stage = BODY
         exchange = self.current = Exchange(self, self.parser.get_method(), self.target)
         headers = exchange.headers
+        names = _NAMES
         for raw, value in self.header_list:
-            name = header_name(raw)
-            said = value.decode("latin-1").rstrip(" \t")
+            name = names.get(raw) or header_name(raw)
+            said = value.decode("latin-1")
+            if said[-1:] in " \t":
+                said = said.rstrip(" \t")
             headers[name] = f"{headers[name]}, {said}" if name in headers else said
         coding = headers.get("transfer-encoding")
         if coding is not None and coding.lower() != "chunked":
