@@ -418,6 +418,9 @@ def test_however_bytes_are_cut_the_answers_are_the_same(lasting, cuts: list[int]
         assert [reply.status for reply in replies(found, len(CONVERSATION))] == [status for _, status in CONVERSATION]
 
 
+PIECES = [b"", b"\r\n", b"\0", b"\xff", b" ", b":", b"[", b'"', b"Transfer-Encoding: chunked\r\n", b"Content-Length: 1\r\n"]
+
+
 @given(st.data())
 @settings(max_examples=200)
 def test_no_bytes_make_the_door_fail(lasting, data: st.DataObject) -> None:
