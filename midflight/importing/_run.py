@@ -73,7 +73,7 @@ def plan(path: Path, config: Config, *, format_: str = "auto", source: str = "",
         REGISTRY.get(format_)
     shape, header, sample = look(path)
     name = format_ if format_ != "auto" else recognised(path, header, sample)
-    export, source = reader(name, config, source, mapping or {}, path)
+    export, source = reader(name, config, source, mapping or {}, path, header.columns if header else [])
     identity = identity_of(path, f"{name} {source} {msgspec.json.encode(mapping or {}, order='sorted').decode()}")
     return Plan(path, name, export.label, shape, source, header, export, identity)
 
@@ -125,7 +125,7 @@ def recognised(path: Path, header: Header | None, sample: list[dict]) -> str:
     return best
 
 
-def reader(name: str, config: Config, source: str, mapping: dict, path: Path) -> tuple[Export, str]:
+def reader(name: str, config: Config, source: str, mapping: dict, path: Path, columns: list[str]) -> tuple[Export, str]:
     """Return the format ready to read, and the name of the source its events come from: a configured one wherever there is one."""
     kind = REGISTRY.get(name)
     free = name in ("generic", "people")  # of no vendor, so no configured source is surely meant
@@ -137,7 +137,7 @@ def reader(name: str, config: Config, source: str, mapping: dict, path: Path) ->
     own = given == kind.source and bool(settings) and not mapping
     if settings and given != kind.source and not free:
         raise ConfigError(f"Source `{source}` is of another kind than the file", expected=kind.source, got=given, where="--source")
-    reads = load(kind.source, settings if own else kind.settings(mapping), name=source)
+    reads = load(kind.source, settings if own else kind.settings(mapping, columns), name=source)
     return kind(reads, path.stat().st_mtime_ns // 1000), source
 
 
@@ -250,13 +250,14 @@ class Import:
             self.append(list(self._records(events)))
         for event in events:
             self.kinds.add("imported_total", event.kind)
-        with open(self.rejected_path, "ab") as file:
-            for found, reason in bad:
-                raw = found.raw if found.value is None else found.value
-                file.write(msgspec.json.encode({"line": found.line, "reason": reason[:500], "raw": raw}) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            self.state.rejected_bytes = file.tell()
+        if bad:
+            with open(self.rejected_path, "ab") as file:
+                for found, reason in bad:
+                    raw = found.raw if found.value is None else found.value
+                    file.write(msgspec.json.encode({"line": found.line, "reason": reason[:500], "raw": raw}) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                self.state.rejected_bytes = file.tell()
         self.state.offset, self.state.line = place
         self.state.events += len(events)
         self.state.rejected += len(bad)

@@ -7,6 +7,7 @@ same event as the one that came, or will come, through the webhook, with the sam
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import ClassVar
 
 from ..events import Bad, Event, Parsed
@@ -37,8 +38,8 @@ class Export:
         return False
 
     @classmethod
-    def settings(cls, mapping: dict) -> dict:
-        """Return the settings of the source where none is configured."""
+    def settings(cls, mapping: dict, columns: list[str]) -> dict:
+        """Return the settings of the source where none is configured; ``columns`` are a table's, as they are written."""
         return {"unsigned": True, **mapping}
 
     def row(self, row: dict[str, str]) -> list:
@@ -66,6 +67,7 @@ class Export:
         return parsed
 
 
+@lru_cache(maxsize=10_000)
 def plain_name(column: str) -> str:
     """Return a column's name as formats compare it: ``Message ID``, ``message_id`` and ``MessageID`` are one."""
     return re.sub(r"[^a-z0-9@.]", "", column.lower())

@@ -69,16 +69,20 @@ class Generic(Export):
         return cls.fits_columns({plain_name(name) for name in item})
 
     @classmethod
-    def settings(cls, mapping: dict) -> dict:
-        return {"unsigned": True, "kinds": KINDS, "fields": {field: list(names) for field, names in NAMES.items()}, **mapping}
-
-    def row(self, row: dict[str, str]) -> list:
-        return self.object(row)
+    def settings(cls, mapping: dict, columns: list[str]) -> dict:
+        fields = {field: list(names) for field, names in NAMES.items()}
+        if columns:
+            # A table has the same columns in every row: look for their names once.
+            known = {plain_name(column): column for column in reversed(columns)}
+            fields = {field: [known[name] for name in names if name in known] for field, names in NAMES.items()}
+        return {"unsigned": True, "kinds": KINDS, "fields": fields, **mapping}
 
     def object(self, item: dict) -> list:
-        # A mapping names columns as they are, the names above are plain ones: an item answers to both.
-        item = {plain_name(name): value for name, value in item.items()} | item
-        event = self.reads.events(item, None)
+        # A mapping names fields as they are, the names above are plain ones: an object answers to both.
+        return self.row({plain_name(name): value for name, value in item.items()} | item)
+
+    def row(self, row: dict[str, str]) -> list:
+        event = self.reads.events(row, None)
         if event is None:
             return []
         if not recipient_key(event.recipient) and not event.user_id:
