@@ -25,6 +25,7 @@ from midflight.cli import main
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import Damaged, Locked, MidflightError
 from midflight.log import Full, GroupCommit, NotKept, Overloaded, Reader, Record, Stored, TooLarge, Unwritable, Writer
+from midflight.log.disk import OsDisk
 from midflight.log.format import FRAME, RECORDS, data_offset, frame_bytes
 from midflight.log.repair import repair
 from midflight.log.verify import stats, verify
@@ -317,6 +318,37 @@ def test_group_commit_bounds_what_waits() -> None:
     gate.set()
     commit.close()
     assert results.outcomes == {0: Stored(0, 1)}
+
+
+def test_group_commit_survives_a_listener_that_fails() -> None:
+    """When results cannot be delivered, as to a loop that has ended, later submissions are stored all the same."""
+    disk, delivered = SimDisk(), threading.Event()
+    writer = Writer.open(folder, disk, **small)
+
+    def deliver(results: list) -> None:
+        if not delivered.is_set():
+            delivered.set()
+            raise RuntimeError("Event loop is closed")
+
+    commit = GroupCommit(writer, deliver)
+    commit.submit([record(b"one")], print)
+    assert delivered.wait(10)
+    commit.submit([record(b"two")], print)
+    commit.close()
+    assert list(bodies(folder, disk).values()) == [b"one", b"two"]
+
+
+def test_the_folders_above_the_log_are_durable_too(tmp_path: Path) -> None:
+    """A power cut must not take the folder with the log in it: each new folder's name is synced where it stands."""
+    synced: list[str] = []
+
+    class Noted(OsDisk):
+        def fsync_folder(self, path: str) -> None:
+            synced.append(path)
+            super().fsync_folder(path)
+
+    Writer.open(tmp_path / "data" / "log", Noted(), **small).close()
+    assert synced[:2] == [str(tmp_path), str(tmp_path / "data")]
 
 
 # -- several processes

@@ -162,13 +162,27 @@ def cut_in_recovery(disk: SimDisk, rng: random.Random) -> SimDisk:
 
 def test_no_power_cut_loses_an_acknowledged_record(capsys: pytest.CaptureFixture[str]) -> None:
     """Cut after every operation, in thousands of disk states, a quarter of them with a second cut during the recovery."""
-    tried = distinct = seed = 0
-    while tried < states_wanted:
-        found = explore(seed, per_operation=12, steps=25)
-        assert found[2] == [], found[2][:5]
-        tried, distinct, seed = tried + found[0], distinct + found[1], seed + 1
+    shown = explore_until(states_wanted, first_seed=0)
     with capsys.disabled():
-        print(f"\npower cuts: {tried} states, {distinct} distinct, {seed} stories, 0 lost")
+        print(f"\npower cuts: {shown}")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7_200)
+def test_a_million_power_cuts_lose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same with other stories, for as long as a release is worth."""
+    shown = explore_until(int(os.environ.get("MIDFLIGHT_CRASH_STATES_LONG", "1000000")), first_seed=1_000_000)
+    with capsys.disabled():
+        print(f"\npower cuts: {shown}")
+
+
+def explore_until(wanted: int, first_seed: int) -> str:
+    tried = distinct = stories = 0
+    while tried < wanted:
+        found = explore(first_seed + stories, per_operation=12, steps=25)
+        assert found[2] == [], found[2][:5]
+        tried, distinct, stories = tried + found[0], distinct + found[1], stories + 1
+    return f"{tried} states, {distinct} distinct, {stories} stories, 0 lost"
 
 
 def test_a_build_that_does_not_sync_is_caught() -> None:

@@ -43,7 +43,18 @@ class OsDisk:
     """The real one, for Linux."""
 
     def make_folder(self, path: str) -> None:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        """Make a folder and those above it, and make their names durable; one that is there is only made durable."""
+        path = os.path.abspath(path)
+        missing = [path]
+        while not os.path.isdir(os.path.dirname(missing[-1])):
+            missing.append(os.path.dirname(missing[-1]))
+        for folder in reversed(missing):
+            try:
+                os.mkdir(folder, mode=0o700)
+            except FileExistsError:
+                if not os.path.isdir(folder):
+                    raise
+            self.fsync_folder(os.path.dirname(folder))
 
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)

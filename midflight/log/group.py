@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from midflight.kit.errors import MidflightError
 
 from .record import Record
 from .writer import Writer
+
+logger = logging.getLogger(__name__)
 
 
 class Overloaded(MidflightError):
@@ -105,7 +108,11 @@ class GroupCommit:
             results = self._commit(taken)
             with self._some:
                 self._waiting_bytes -= sum(size for _, _, size in taken)
-            self._deliver(results)
+            try:
+                self._deliver(results)
+            except Exception:
+                # As when an event loop has ended. The records are stored or refused all the same, and others wait.
+                logger.exception("the results of a commit could not be delivered")
 
     def _commit(self, taken: list[tuple[list[Record], Done, int]]) -> list[tuple[Done, Outcome]]:
         try:
