@@ -17,21 +17,18 @@ from collections.abc import Generator, Iterator
 
 import msgspec
 
+from ...kit.pieces import BLANK, NoPieces, TooManyPieces, blanked, pieces_stepwise
 from ...sources.source import Malformed, depth_max
 
 fields_max = 1000  # of a form; senders have a few dozen
 step_events = 256  # after so many events (or `step_bytes`) the check lets others run
 step_bytes = 256 * 1024
-step_marks = 50_000
 
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUE = msgspec.json.Decoder(msgspec.Raw)
-_BLANK = b" \t\r\n"
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-# A string, a bracket or a comma: what is needed to find where an event ends. Escapes have been blanked out.
-_MARKS = re.compile(rb'"[^"]*"|[\[\]{},]')
 # What careless senders write for a number, outside of strings.
 _CARELESS = re.compile(rb'"[^"]*"|-?\b(?:NaN|Infinity)\b')
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -72,7 +69,7 @@ def check(body: bytes, shape: str, limits: Limits, *, form: bool = False) -> Ste
 
     ``shape`` is the source's; ``form`` says that the content type is a form's and the source reads forms too.
     """
-    start = body[:64].lstrip(_BLANK)[:1]
+    start = body[:64].lstrip(BLANK)[:1]
     if not start:
         raise Malformed("The body is empty")
     if shape == "form" or (form and start not in (b"{", b"[")):
@@ -80,7 +77,7 @@ def check(body: bytes, shape: str, limits: Limits, *, form: bool = False) -> Ste
     elif shape == "lines":
         yield from check_lines(body, limits)
     elif start == b"[" and shape == "object":
-        if body.strip(_BLANK)[1:-1].strip(_BLANK):
+        if body.strip(BLANK)[1:-1].strip(BLANK):
             raise Malformed("The body is not what this source sends", expected="a JSON object", got="an array")
         yield from check_array(body, limits)
     elif start == b"[":
@@ -178,14 +175,14 @@ def check_careless_object(body: bytes, limits: Limits) -> Steps:
     pieces: list[bytes] = []
     for member in (yield from split(body, limits.events_max, b"{}")):
         start = member.find(b"[")
-        if start >= 0 and member.rstrip(_BLANK).endswith(b"]"):
+        if start >= 0 and member.rstrip(BLANK).endswith(b"]"):
             pieces += yield from split(member[start:], limits.events_max)
     yield from check_pieces(pieces, limits, levels=2)
 
 
 def check_lines(body: bytes, limits: Limits) -> Steps:
     """Check JSON Lines; a single document over one or several lines counts too."""
-    start = body[:64].lstrip(_BLANK)[:1]
+    start = body[:64].lstrip(BLANK)[:1]
     try:
         value = _VALUE.decode(body)
     except RecursionError:
@@ -193,7 +190,7 @@ def check_lines(body: bytes, limits: Limits) -> Steps:
     except (msgspec.DecodeError, UnicodeDecodeError):
         value = None
     if value is None:
-        lines = [line for line in body.split(b"\n", limits.events_max * 2) if line.strip(_BLANK)]
+        lines = [line for line in body.split(b"\n", limits.events_max * 2) if line.strip(BLANK)]
         yield from check_pieces(lines, limits, levels=0)
     elif start not in (b"{", b"["):
         raise Malformed("The body is not what this source sends", expected="JSON objects, one a line")
@@ -217,11 +214,6 @@ def check_events(events: list, limits: Limits, *, levels: int = 1) -> Steps:
             yield
 
 
-def blanked(body: bytes) -> bytes:
-    """Return the body with escapes in strings blanked out, at the same length: a quote then always begins or ends a string."""
-    return body.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-
-
 def check_depth(piece: bytes, levels_max: int) -> None:
     """Raise Malformed when a piece of JSON is nested deeper than ``levels_max``.
 
@@ -241,38 +233,18 @@ def check_depth(piece: bytes, levels_max: int) -> None:
 
 
 def split(body: bytes, pieces_max: int, brackets: bytes = b"[]") -> Generator[None, None, list[bytes]]:
-    """Return the elements between the outer brackets by counting brackets outside of strings. Raises Malformed, TooLarge."""
-    body = body.strip(_BLANK)
-    if body[:1] != brackets[:1] or body[-1:] != brackets[1:]:
-        raise Malformed("The body is not JSON, or cut short")
-    pieces: list[bytes] = []
-    start, depth, inner_end = 1, 0, len(body) - 1
-    for count, mark in enumerate(_MARKS.finditer(blanked(body), 1, inner_end)):
-        sign = body[mark.start()]
-        if sign in b"[{":
-            depth += 1
-            if depth > depth_max * 2:
-                raise too_deep()
-        elif sign in b"]}":
-            depth -= 1
-            if depth < 0:
-                raise Malformed("The body is not JSON: its brackets do not pair")
-        elif sign == 44 and not depth:  # a comma
-            pieces.append(body[start : mark.start()])
-            start = mark.end()
-            if len(pieces) >= pieces_max:
-                raise too_many(pieces_max)
-        if count % step_marks == step_marks - 1:
-            yield
-    if depth:
-        raise Malformed("The body is not JSON, or cut short")
-    last = body[start:inner_end]
-    return [*pieces, last] if pieces or last.strip(_BLANK) else []
+    """Return the elements between the outer brackets, JSON or not. Raises Malformed, TooLarge."""
+    try:
+        return (yield from pieces_stepwise(body, pieces_max, brackets))
+    except TooManyPieces as error:
+        raise TooLarge(str(error)) from None
+    except NoPieces as error:
+        raise Malformed(str(error)) from None
 
 
 def readable(piece: bytes) -> bool:
     """Tell whether a piece is a JSON object, or would be if its numbers and its text were spelt right."""
-    if piece.lstrip(_BLANK)[:1] != b"{":
+    if piece.lstrip(BLANK)[:1] != b"{":
         return False
     try:
         _VALUE.decode(piece)
