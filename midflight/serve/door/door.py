@@ -119,7 +119,10 @@ class Door:
         """Listen, then open the log: until it is open requests get 429. Raises OSError when the port is taken."""
         loop = self.loop = asyncio.get_running_loop()
         self.finished = asyncio.Event()
-        listener = listen(self.config.door.host, self.config.door.port)
+        settings = self.config.door
+        if settings.waiting_bytes_max < 2 * (settings.body_bytes_max + settings.inflated_bytes_max):
+            logger.warning("door.waiting_bytes_max has no room for two of the largest bodies: such a body will always get 429")
+        listener = listen(settings.host, settings.port)
         self.port = listener.getsockname()[1]
         self.acceptor = Acceptor(loop, listener, self.has_room, self.take, self.refused_connection)
         self.looking = loop.call_later(look_s, self.look)
