@@ -28,7 +28,19 @@ from midflight.kit.errors import Damaged, Locked, NotFound
 from midflight.log import Reader, Writer
 from midflight.log.record import Record
 from midflight.serve.history import raw_event, run, status, timeline
-from midflight.store.history import DAY_US, Exporter, Part, all_parts, chosen, day_of, folder_of, mergeable, next_position, part_name
+from midflight.store.history import (
+    DAY_US,
+    Exporter,
+    Part,
+    all_parts,
+    chosen,
+    day_of,
+    done_position,
+    folder_of,
+    mergeable,
+    next_position,
+    part_name,
+)
 from midflight.store.reading import Reading
 from midflight.store.schema import SCHEMA
 from midflight.store.sql import Questions, WrongSql
@@ -196,6 +208,33 @@ def test_a_dead_letter_that_is_read_again_is_in_the_history_at_its_replay(tmp_pa
     assert stored(tmp_path) == [(0, 0, "again"), (1, 0, "whole")]
 
 
+def test_a_night_of_ticks_is_looked_through_once(tmp_path: Path) -> None:
+    """Where nothing came, its end is noted: neither the next exporter nor a question reads it again, and nothing is passed over."""
+    fill(tmp_path, [[webhook(range(10))]])
+    export(tmp_path)
+    fill(tmp_path, [[Record("tick", "", 0, {}, b"")] * 1000])
+    export(tmp_path)
+    folder = folder_of(tmp_path)
+    assert next_position(all_parts(folder)) == 1
+    assert done_position(folder, all_parts(folder)) == 1001
+    fill(tmp_path, [[webhook(range(10, 20))]])
+    with Questions(settings_of(tmp_path)) as questions:
+        assert list(questions.ask("SELECT count(*) FROM events").rows) == [(20,)]
+    export(tmp_path)
+    assert stored(tmp_path) == expected(tmp_path)
+    (folder / "position").write_text("")
+    assert done_position(folder, all_parts(folder)) == next_position(all_parts(folder)) == 1002
+
+
+def test_a_note_ahead_of_the_parts_loses_events(tmp_path: Path) -> None:
+    """Control: were the end of an idle time noted before the parts up to it are on the disk, a death in between would lose them."""
+    fill(tmp_path, [[webhook(range(n, n + 10))] for n in range(0, 50, 10)])
+    folder_of(tmp_path).mkdir()
+    (folder_of(tmp_path) / "position").write_text("3")
+    export(tmp_path)
+    assert stored(tmp_path) != expected(tmp_path)
+
+
 # -- whatever dies -------------------------------------------------------------------------------------------------------
 
 # For each argument FOLDER:STEP a child exports, merges, sweeps and copies marks in small steps and dies of SIGKILL at that step;
@@ -220,8 +259,9 @@ def work(data, at):
     with Reader(data / "log") as log:
         exporter = history.Exporter(data, log, Reading(config_from(SETTINGS)), VirtualClock(NOW), passed=passed)
         with exporter.opened():
-            while exporter.follow(history.committed_position(data)):
-                pass
+            for end in (12, history.committed_position(data)):
+                while exporter.follow(end):
+                    pass
             while exporter.tidy():
                 pass
             exporter.tidy()
@@ -252,7 +292,8 @@ def spread(data: Path) -> None:
     fill(data, [[webhook(range(n, n + 10))] for n in range(0, 60, 10)], clock)
     clock.at_us = START_US
     fill(data, [[webhook(range(n, n + 10))] for n in range(60, 120, 10)], clock)
-    store(data, 12, [(3, 1, "duplicate")])
+    fill(data, [[Record("tick", "", 0, {}, b"")] * 300], clock)
+    store(data, 312, [(3, 1, "duplicate")])
 
 
 def read_by_a_person(data: Path) -> list[tuple]:
@@ -617,7 +658,7 @@ def test_the_command_prints_tables_json_and_csv(asked: Path, monkeypatch: pytest
     assert CliRunner().invoke(load("sql"), [*asking, "--csv"]).stdout.splitlines()[1].startswith("'=cmd")
     told = CliRunner().invoke(load("history"), ["--status"])
     assert "200 events of 4 days" in told.stdout
-    assert "2 records behind" in told.stdout
+    assert "51 newer events wait" in told.stdout
 
 
 # -- the process ---------------------------------------------------------------------------------------------------------
@@ -664,4 +705,5 @@ def test_a_disk_that_refuses_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
     run(settings_of(tmp_path), stop)
     assert failures == [part_name(0, 1)] * 2
     assert stored(tmp_path) == expected(tmp_path)
-    assert status(tmp_path)["days"] == [{"day": "2025-11-24", "parts": 1, "events": 50, "bytes": status(tmp_path)["days"][0]["bytes"]}]
+    (day,) = status(settings_of(tmp_path))["days"]
+    assert (day["day"], day["parts"], day["events"]) == ("2025-11-24", 1, 50)

@@ -26,7 +26,7 @@ def show(days: int) -> None:
 
     from ..serve.history import status
 
-    found = status(load_config().folder)
+    found = status(load_config())
     table = Table("day", "events", "parts", "MB")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -36,5 +36,4 @@ def show(days: int) -> None:
     console.print(table)
     events, size = (sum(day[name] for day in found["days"]) for name in ("events", "bytes"))
     console.print(f"{events:,} events of {len(found['days'])} days in {size / 1e6:,.1f} MB")
-    behind = max(found["committed"] - found["position"], 0)
-    console.print(f"{behind:,} records behind the engine" if behind else "as far as the engine")
+    console.print(f"{found['waiting']:,} newer events wait for their part; questions see them already")

@@ -28,11 +28,11 @@ from ..store.history import (
     all_parts,
     chosen,
     committed_position,
+    done_position,
     folder_of,
     key_hash,
     key_text,
     newest_marks,
-    next_position,
     paths_sql,
     store_opened,
 )
@@ -67,7 +67,7 @@ def run(config: Config, stop: threading.Event, clock: Clock | None = None) -> No
                 except (OSError, duckdb.Error, MidflightError) as error:
                     # A full disk or a damaged place in the log. Nothing is lost: what is not written stays in the log.
                     logger.warning("the history waits: %s", error)
-                    exporter.position = next_position(all_parts(exporter.folder))
+                    exporter.position = done_position(exporter.folder, all_parts(exporter.folder))
                     wait_s = retry_s
                 stop.wait(wait_s)
 
@@ -94,7 +94,7 @@ def timeline(data: str | Path, recipient: str, *, limit: int = events_default, c
     address = recipient_key(recipient)
     for attempt in range(3):
         parts = chosen(all_parts(folder_of(data)))
-        newest = tail(data, config, next_position(parts))
+        newest = tail(data, config, done_position(folder_of(data), parts))
         try:
             keys = {address} if address else {f"id:{recipient}", *_addresses(recipient, newest, parts)}
             found = _of(keys, newest, parts, limit)
@@ -248,10 +248,10 @@ def raw_event(data: str | Path, position: int, item: int = 0, *, config: Config 
     }
 
 
-def status(data: str | Path) -> dict:
-    """Return days, parts, bytes, and how many log positions the history is behind the engine."""
-    parts = chosen(all_parts(folder_of(data)))
-    done, committed = next_position(parts), committed_position(data)
+def status(config: Config) -> dict:
+    """Return events, parts and bytes of each day, and how many events wait for their part."""
+    folder = folder_of(config.folder)
+    parts = chosen(all_parts(folder))
     days = Counter(part.day for part in parts)
     sizes: Counter[str] = Counter()
     for part in parts:
@@ -262,7 +262,6 @@ def status(data: str | Path) -> dict:
             for name, count in db.execute(f"SELECT file_name, num_rows FROM parquet_file_metadata({paths_sql(parts)})").fetchall():
                 rows[Path(name).parent.name.removeprefix("day=")] += count
     return {
-        "position": done,
-        "committed": committed,
+        "waiting": len(tail(config.folder, config, done_position(folder, parts))),
         "days": [{"day": day, "parts": days[day], "events": rows[day], "bytes": sizes[day]} for day in sorted(days)],
     }

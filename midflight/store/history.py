@@ -2,8 +2,9 @@
 
 A file covers a range of log positions and says so in its name, ``day=2026-11-24/part-<first>-<end>.parquet`` (``end`` is the position
 after the last). It appears under that name only when its bytes are on the disk, so the names alone say what is written: the next
-position to write is the greatest ``end`` there is. A merged file covers the ranges of the files it was made from. Until those are
-gone a reader sees both and takes the larger range, so that nothing is seen twice and nothing is missing.
+position to write is the greatest ``end`` there is, or, past records that hold no event, what the file ``position`` says. A merged file
+covers the ranges of the files it was made from. Until those are gone a reader sees both and takes the larger range, so that nothing is
+seen twice and nothing is missing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ memory_max = "512MB"
 fan_in = 16  # so many neighbours of one size become one part
 small_bytes = 64 * 1024
 part_bytes_max = 1024 * 1024 * 1024  # larger parts are left as they are
+noted_records = 256  # without events, before their end is noted
 superseded_s = 600.0  # how long a query that began before a merge may still need the files it was made from
 last_us = 253_402_300_799_000_000  # the end of the year 9999; later times are no times
 
@@ -135,6 +137,15 @@ def next_position(parts: list[Part]) -> int:
     return max((part.end for part in parts), default=0)
 
 
+def done_position(folder: Path, parts: list[Part]) -> int:
+    """Return the first position that may hold an event of no part: after the parts, or after idle times that were noted since."""
+    try:
+        noted = int((folder / "position").read_text())
+    except (FileNotFoundError, ValueError):
+        noted = 0
+    return max(next_position(parts), noted)
+
+
 def key_text(event: Event) -> str:
     """Return what makes an event's recipient one person: the normalised address, else the sender's own id for them."""
     return recipient_key(event.recipient) or (f"id:{event.user_id}" if event.user_id else "")
@@ -189,7 +200,7 @@ class Exporter:
         self.data, self.folder = Path(data), folder_of(data)
         self.log, self.reading, self.clock, self.days_kept, self.passed = log, reading, clock, days_kept, passed
         self.temporary = self.folder / "tmp"
-        self.position = 0
+        self.position = self.noted = 0
         self.marks_at_s = 0.0
         self._db: duckdb.DuckDBPyConnection | None = None
 
@@ -204,7 +215,7 @@ class Exporter:
                 raise Locked("Another process writes this history", where=str(self.folder)) from None
             shutil.rmtree(self.temporary)
             self.temporary.mkdir()
-            self.position = next_position(all_parts(self.folder))
+            self.position = self.noted = done_position(self.folder, all_parts(self.folder))
             config = {"threads": 1, "memory_limit": memory_max, "temp_directory": str(self.temporary / "spill")}
             self._db = duckdb.connect(":memory:", config=config)
             try:
@@ -220,6 +231,9 @@ class Exporter:
             end = runs[number + 1][1] if number + 1 < len(runs) else self.position
             if rows:
                 self._write_part(day, max(first, start), end, rows)
+                self.noted = end
+        if self.position - self.noted >= noted_records:
+            self._note()
         return start < self.position < committed
 
     def _gather(self, committed: int) -> list[tuple[str, int, list[Row]]]:
@@ -255,6 +269,17 @@ class Exporter:
         except NotKept:
             self.position = self.log.first()
             return self.log.read(self.position, read_bytes_max)
+
+    def _note(self) -> None:
+        """Remember that there is nothing up to here, so that nobody looks through a night of ticks again.
+
+        The parts before are on the disk by now. A note that a power cut spoils is one that is not there.
+        """
+        temporary = self.temporary / "position"
+        temporary.write_text(str(self.position))
+        os.rename(temporary, self.folder / "position")
+        self.noted = self.position
+        self.passed("noted")
 
     def _write_part(self, day: str, first: int, end: int, rows: list[Row]) -> None:
         self._db.register("fresh", columns(rows))

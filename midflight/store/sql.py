@@ -24,10 +24,10 @@ from .history import (
     chosen,
     columns,
     committed_position,
+    done_position,
     folder_of,
     marks_columns,
     newest_marks,
-    next_position,
     paths_sql,
     store_opened,
 )
@@ -36,6 +36,7 @@ from .reading import Reading
 memory_default = "2GB"
 tail_bytes_max = 32 * 1024 * 1024  # of the log behind the newest part; the exporter is seldom further behind than a few MB
 tail_events_max = 200_000
+record_bytes = 128  # what a record counts beside its body
 sql_chars_max = 100_000
 MARK_COLUMNS = "position BIGINT, item INTEGER, mark VARCHAR"
 TABLES = ("events", "marks", "cells", "campaigns", "names")
@@ -68,7 +69,7 @@ def tail(data: Path, config: Config, position: int, *, reading: Reading | None =
             for record in records:
                 if record.position < committed:
                     rows.extend(Row(record.position, item, event) for item, event in reading.events(record))
-                left -= len(record.body)
+                left -= len(record.body) + record_bytes
             position = records[-1].position + 1
     return rows
 
@@ -146,7 +147,7 @@ class Questions:
         self.db.execute("CREATE SCHEMA inside")
         folder = folder_of(self.data)
         parts = chosen(all_parts(folder))
-        rows = tail(self.data, self.config, next_position(parts))
+        rows = tail(self.data, self.config, done_position(folder, parts))
         marks = newest_marks(folder)
         recent = recent_marks(self.data, marks[0] if marks else 0)
         self._events(parts, rows)
