@@ -14,7 +14,8 @@ from midflight.config import Attribute
 from midflight.events import Event
 from midflight.log.record import Record
 from midflight.sandbox.truth import truth
-from midflight.stream.edge import Edge, Names
+from midflight.stream.edge import Edge
+from midflight.stream.names import Names
 from midflight.stream.measures import MEASURES
 from midflight.stream.providers import PROVIDERS, providers_of
 from midflight.stream.shard import Shard
@@ -51,8 +52,7 @@ class Local:
         owner = (prepared.batch.rcpt >> np.uint64(40)) % np.uint64(len(self.shards))
         for number, shard in enumerate(self.shards):
             batch = prepared.batch.take(np.flatnonzero(owner == number))
-            effects = shard.apply(batch, prepared.log_time_us, lambda rows: providers_of([prepared.recipient[row] for row in rows]))
-            self._keep(effects)
+            self._keep(shard.apply(batch, prepared.log_time_us))
 
     def _keep(self, effects) -> None:
         for key, value in zip(effects.cell_key.tolist(), effects.cell_value, strict=True):
@@ -112,7 +112,9 @@ def history(rng: random.Random) -> list[Event]:
         if kind == "identified":
             event.user_id = f"u{people.index(who)}"
             # One value per person and attribute: which of two values is newer has a test of its own.
-            event.traits = rng.choice([{"age": f"{people.index(who)}0s"}, {"region": "north"}, {"age": f"{people.index(who)}0s", "region": "north"}])
+            event.traits = rng.choice(
+                [{"age": f"{people.index(who)}0s"}, {"region": "north"}, {"age": f"{people.index(who)}0s", "region": "north"}]
+            )
         elif kind == "converted":
             event.value_micros = rng.randrange(1, 100) * 1_000_000
             event.order_id = rng.choice(["", f"order {number}"])

@@ -10,11 +10,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ..events import AGENTS, BOUNCE_CLASSES, Event
-from ..events import KINDS as ALL_KINDS
+from ..events import Event
 from ..kit.errors import ConfigError
 from .source import (
-    Columns,
+    Flat,
     Malformed,
     Refused,
     Request,
@@ -70,37 +69,11 @@ OWN_KEYS = frozenset(
 )
 
 
-_KIND_CODES = {name: ALL_KINDS.index(kind) for name, kind in KINDS.items()}
-_TEXT_COLUMNS = ("event_id", "recipient", "message_id", "campaign", "variant", "wave", "url", "user_agent", "ip")
-_MACHINE = AGENTS.index("machine")
-_HARD, _BLOCK = BOUNCE_CLASSES.index("hard"), BOUNCE_CLASSES.index("block")
-_BOUNCED, _OPENED = ALL_KINDS.index("bounced"), ALL_KINDS.index("opened")
-
-
-class _Row(msgspec.Struct, gc=False):
-    """The fields that the stream needs, as they usually are; anything else makes the typed decoder give up."""
-
-    email: str = ""
-    timestamp: int = 0
-    event: str = ""
-    sg_event_id: str = ""
-    sg_message_id: str = ""
-    url: str = ""
-    useragent: str = ""
-    ip: str = ""
-    type: str = ""
-    sg_machine_open: bool = False
-    singlesend_name: str = ""
-    marketing_campaign_name: str = ""
-    marketing_campaign_version: str = ""
-
-
 class SendGrid(Source):
     label = "SendGrid"
     docs_url = "https://www.twilio.com/docs/sendgrid/for-developers/tracking-events/event"
     shape = "array"
     signs = True
-    _decoder: msgspec.json.Decoder | bool | None = None
 
     @classmethod
     def configure(cls, settings: dict, name: str):
@@ -182,69 +155,30 @@ class SendGrid(Source):
             event.agent, event.agent_reason = "machine", "vendor flag: sg_machine_open"
         return event
 
-    def columns(self, request: Request) -> Columns | None:
-        """Read a batch without an object per field. Whatever is out of the ordinary is left to `parse`."""
-        if self._decoder is None:
-            self._decoder = self._typed_decoder()
-        if self._decoder is False:
-            return None
-        try:
-            rows = self._decoder.decode(request.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        if not rows:
-            return None
-        kinds = [_KIND_CODES.get(row.event, 0) for row in rows]
-        at_us = [row.timestamp for row in rows]
-        if min(at_us) > 0 and max(at_us) < 100_000_000_000:
-            at_us = [seconds * 1_000_000 for seconds in at_us]
-        else:
-            at_us = [number_us(value) for value in at_us]
-        columns = Columns(
-            event_id=[row.sg_event_id for row in rows],
-            kind=kinds,
-            at_us=at_us,
-            recipient=[row.email for row in rows],
-            message_id=[row.sg_message_id.partition(".")[0] for row in rows],
-            campaign=[row.campaign or row.singlesend_name or row.marketing_campaign_name for row in rows],
-            variant=[row.variant or row.marketing_campaign_version for row in rows],
-            wave=[row.wave if row.wave.__class__ is str else str(row.wave) for row in rows],
-            url=[row.url for row in rows],
-            user_agent=[row.useragent for row in rows],
-            ip=[row.ip for row in rows],
-            agent=[(i, _MACHINE) for i, row in enumerate(rows) if row.sg_machine_open and kinds[i] == _OPENED],
-            bounce=[],
-        )
-        if _BOUNCED in kinds:
-            columns.bounce.extend(
-                (i, _BLOCK if rows[i].event == "blocked" or rows[i].type == "blocked" else _HARD)
-                for i, kind in enumerate(kinds)
-                if kind == _BOUNCED
-            )
-        return columns if self._ordinary(columns, request.body) else None
-
-    def _typed_decoder(self):
-        """Return a decoder for just the fields that the stream needs, or False where these travel in tags."""
-        names = {}
+    def flat(self) -> Flat | None:
+        keys = {
+            "event_id": "sg_event_id",
+            "recipient": "email",
+            "at_s": "timestamp",
+            "kind": "event",
+            "message_id": "sg_message_id",
+            "url": "url",
+            "user_agent": "useragent",
+            "ip": "ip",
+            "bounce": "type",
+            "machine": "sg_machine_open",
+            "tags": "category",
+            "campaign2": "singlesend_name",
+            "campaign3": "marketing_campaign_name",
+            "variant2": "marketing_campaign_version",
+        }
         for field in ("campaign", "variant", "wave"):
-            path = self._paths[field][0]
-            if not path.startswith("metadata.") or path[9:] in OWN_KEYS:
-                return False
-            names[field] = path[9:]
-        if len(set(names.values())) < 3:
-            return False
-        fields = [("campaign", str, ""), ("variant", str, ""), ("wave", str | int, "")]
-        row = msgspec.defstruct("Row", fields, bases=(_Row,), rename=names, gc=False)
-        return msgspec.json.Decoder(list[row])
-
-    def _ordinary(self, columns: Columns, body: bytes) -> bool:
-        """Whether no text needs cleaning, no event lacks an id, and no name has to be looked for in second places."""
-        if not (all(columns.event_id) and all(columns.message_id) and all(columns.campaign) and all(columns.variant) and all(columns.wave)):
-            return False
-        # JSON forbids raw control characters in strings, so plain ASCII without escapes is printable but for DEL.
-        if body.isascii() and b"\\" not in body and b"\x7f" not in body:
-            return True
-        return all("".join(getattr(columns, name)).isprintable() for name in _TEXT_COLUMNS)
+            # One custom argument each, and tags at most after it: else the way to the name is too long for the fast reader.
+            first, *rest = self._paths[field]
+            if not first.startswith("metadata.") or first[9:] in OWN_KEYS or any(not path.startswith("tag") for path in rest):
+                return None
+            keys[field] = first[9:]
+        return Flat(keys, KINDS, "blocked", ".") if len(set(keys.values())) == len(keys) else None
 
     def write(self, events: list[Event]) -> bytes:
         """Return the body that SendGrid would send for these events: for the sandbox and the tests."""

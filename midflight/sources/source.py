@@ -88,26 +88,17 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     wave: list[str] = []
 
 
-class Columns(NamedTuple):
-    """The events of one request as lists, one entry per event: the fast way for vendors that send big batches.
+class Flat(NamedTuple):
+    """A vendor's batches, where they are arrays of flat objects: enough for compiled code to read the ordinary ones.
 
-    ``kind`` are indexes into KINDS; ``agent`` and ``bounce`` name only the events that have one: pairs of place and index into AGENTS and
-    BOUNCE_CLASSES. ``user_agent`` and ``ip`` matter for opens and clicks.
+    ``keys`` gives the vendor's key for a role: event_id, recipient, at_s (whole unix seconds), kind, message_id, url, user_agent, ip, bounce,
+    machine, tags; campaign, variant and wave, each with its second choices campaign2, campaign3, variant2, wave2.
     """
 
-    event_id: list[str]
-    kind: list[int]
-    at_us: list[int]
-    recipient: list[str]
-    message_id: list[str]
-    campaign: list[str]
-    variant: list[str]
-    wave: list[str]
-    url: list[str]
-    user_agent: list[str]
-    ip: list[str]
-    agent: list[tuple[int, int]]
-    bounce: list[tuple[int, int]]
+    keys: dict[str, str]
+    kinds: dict[str, str]  # the vendor's word -> our kind
+    blocked: str  # the word, as kind or bounce, that makes a bounce a block; any other bounce is hard
+    message_id_ends: str = ""  # the character before which the message id ends
 
 
 class Source:
@@ -272,8 +263,8 @@ class Source:
                 parsed.append(self.finish(event, request))
         return parsed
 
-    def columns(self, request: Request) -> Columns | None:
-        """Return what `parse` would, as columns; None where only `parse` can tell (always None unless a vendor has a fast way)."""
+    def flat(self) -> Flat | None:
+        """Return how compiled code reads this vendor's ordinary batches; None where only `parse` can. Both have to say the same."""
         return None
 
     def finish(self, event: Event, request: Request) -> Event:

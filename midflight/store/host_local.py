@@ -20,9 +20,10 @@ from ..log.record import Record
 from ..sources import Source, load
 from ..sources.source import decode_json, encode_json
 from ..stream import shard as shard_module
-from ..stream.edge import Dead, Edge, Names, Prepared
+from ..stream.edge import Edge, Prepared
 from ..stream.measures import MEASURES
-from ..stream.providers import providers_of
+from ..stream.names import Names
+from ..stream.parsed import Dead
 from ..stream.shard import Effects, Shard
 from .schema import VERSION
 from .snapshots import Header, Snapshots
@@ -123,18 +124,14 @@ class Engine:
 
     def apply(self, prepared: Prepared) -> list[Effects]:
         """Give every shard its rows; the recipient's key decides which."""
-
-        def providers(rows: list[int]) -> list[int]:
-            return providers_of([prepared.recipient[row] for row in rows])
-
         if len(self.shards) == 1:
-            return [self.shards[0].apply(prepared.batch, prepared.log_time_us, providers)]
+            return [self.shards[0].apply(prepared.batch, prepared.log_time_us)]
         # The high bits choose the shard: the low ones choose the place in its tables.
         owner = (prepared.batch.rcpt >> np.uint64(40)) % np.uint64(len(self.shards))
         effects = []
         for number, shard in enumerate(self.shards):
             rows = np.flatnonzero(owner == number)
-            effects.append(shard.apply(prepared.batch.take(rows), prepared.log_time_us, providers))
+            effects.append(shard.apply(prepared.batch.take(rows), prepared.log_time_us))
         return effects
 
     def catch_up(self) -> None:
@@ -200,9 +197,8 @@ class Engine:
         """Bury a record that has ended this process several times, so that it blocks no other."""
         if not self.careful.is_poison(record.position):
             return False
-        prepared = self.edge.prepare([])
         dead = Dead(record.position, -1, record.source, "ended_the_engine", f"tried {tries_max} times", record.body, record.at_us)
-        prepared = prepared._replace(dead=[dead], next_position=record.position + 1, log_time_us=record.at_us)
+        prepared = self.edge.prepare([])._replace(dead=[dead], next_position=record.position + 1, log_time_us=record.at_us)
         self.store.commit(prepared, [], self.names, [])
         self.committed = self.position = record.position + 1
         logger.error("record %d of source %s ended the engine %d times and is set aside", record.position, record.source, tries_max)
@@ -267,7 +263,7 @@ def conflict_letters(prepared: Prepared, effects: list[Effects], records: list[R
     by_position = {record.position: record for record in records}
     letters = []
     for row in rows:
-        record, item = by_position[prepared.position[row]], prepared.item[row]
+        record, item = by_position[int(prepared.position[row])], int(prepared.item[row])
         detail = "An event with this id and other content was counted before"
         letters.append(Dead(record.position, item, record.source, "conflict", detail, item_bytes(record, item), record.at_us))
     return letters

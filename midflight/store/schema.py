@@ -45,7 +45,8 @@ CREATE TABLE IF NOT EXISTS receipts (source TEXT, minute INTEGER, records INTEGE
 CREATE TABLE IF NOT EXISTS drops (source TEXT, reason TEXT, n INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (source, reason)) WITHOUT ROWID;
 
 -- Wall time from receipt to readable number; outside of what a replay has to reproduce. bucket: FRESHNESS_EDGES_MS.
-CREATE TABLE IF NOT EXISTS freshness (minute INTEGER, bucket INTEGER, n INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (minute, bucket)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS freshness (minute INTEGER, bucket INTEGER, n INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (minute, bucket)) WITHOUT ROWID;
 
 -- Events that were dropped as duplicates or whose verdict changed after the first reading; the history applies them.
 CREATE TABLE IF NOT EXISTS marks (position INTEGER, item INTEGER, mark TEXT, PRIMARY KEY (position, item, mark)) WITHOUT ROWID;

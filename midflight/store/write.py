@@ -8,9 +8,10 @@ from pathlib import Path
 import apsw
 import numpy as np
 
-from ..stream.edge import Names, Prepared
+from ..stream.edge import Prepared
 from ..stream.hashing import mix
 from ..stream.measures import FRESHNESS_EDGES_MS, MEASURES
+from ..stream.names import Names
 from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
 from .schema import SCHEMA, VERSION
@@ -78,7 +79,7 @@ class StoreWriter:
 
     def load_names(self, names: Names) -> None:
         for kind, number, name in self.db.execute("SELECT kind, id, name FROM names WHERE kind <> 'provider'"):
-            names.ids[kind][name] = number
+            names.load(kind, number, name)
 
     # -- one step ------------------------------------------------------------------------------------------------------------
 
@@ -118,35 +119,39 @@ class StoreWriter:
             self.db.executemany(_DELAY, np.column_stack([key_columns(effect.delay_key), *more]).tolist())
 
     def _clickers(self, effect: Effects, prepared: Prepared) -> None:
-        if not effect.clicker_message.size:
+        known = np.flatnonzero(effect.clicker_campaign)
+        if not known.size:
             return
-        batch = prepared.batch
-        rows = np.flatnonzero(np.isin(batch.rcpt, effect.clicker_recipient))
-        who = {int(batch.rcpt[row]): prepared.recipient[row] for row in rows}
-        ids = message_ids(effect.clicker_message, effect.clicker_recipient)
-        gone, now = [], []
-        for i, campaign in enumerate(effect.clicker_campaign.tolist()):
-            if not campaign:
-                continue
-            key = (campaign, int(ids[i]))
-            if effect.clicker_clicked_at[i] < 0:
-                gone.append(key)
-                continue
-            recipient = who.get(int(effect.clicker_recipient[i]), "")
-            place = (int(effect.clicker_variant[i]), int(effect.clicker_wave[i]))
-            now.append((*key, recipient, *place, int(effect.clicker_clicked_at[i]), int(effect.clicker_converted_at[i])))
-        self.db.executemany("DELETE FROM clickers WHERE campaign = ? AND message = ?", gone)
-        self.db.executemany("INSERT OR REPLACE INTO clickers VALUES (?, ?, ?, ?, ?, ?, ?)", now)
+        campaign, clicked_at = effect.clicker_campaign[known].astype(np.int64), effect.clicker_clicked_at[known]
+        message = message_ids(effect.clicker_message[known], effect.clicker_recipient[known])
+        gone = clicked_at < 0
+        self.db.executemany("DELETE FROM clickers WHERE campaign = ? AND message = ?", np.column_stack([campaign, message])[gone].tolist())
+        now = ~gone
+        rest = [
+            campaign,
+            message,
+            effect.clicker_variant[known],
+            effect.clicker_wave[known],
+            clicked_at,
+            effect.clicker_converted_at[known],
+        ]
+        columns = [column[now].tolist() for column in rest]
+        names = recipient_names(effect.clicker_recipient[known][now], prepared)
+        self.db.executemany(
+            "INSERT OR REPLACE INTO clickers (campaign, message, variant, wave, clicked_at_us, converted_at_us, recipient) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            list(zip(*columns, names, strict=True)),
+        )
 
     def _duplicates(self, prepared: Prepared, effects: list[Effects]) -> None:
         rows = [row for effect in effects for row in effect.duplicates.tolist() if prepared.item[row] >= 0]
-        marks = [(prepared.position[row], prepared.item[row], "duplicate") for row in rows]
+        marks = [(int(prepared.position[row]), int(prepared.item[row]), "duplicate") for row in rows]
         self.db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", marks)
 
     def _receipts(self, prepared: Prepared, effects: list[Effects]) -> None:
         minute = prepared.log_time_us // 60_000_000
         rows = [(source, at, n[0], n[1], 0, n[2], n[3]) for (source, at), n in prepared.receipts.items()]
-        repeated = [prepared.source[row] for effect in effects for row in effect.duplicates.tolist()]
+        repeated = [prepared.source(row) for effect in effects for row in effect.duplicates.tolist()]
         rows += [(source, minute, 0, 0, repeated.count(source), 0, 0) for source in set(repeated)]
         self.db.executemany(_RECEIPT, rows)
         self.db.executemany(_upsert("drops", ("source", "reason"), ("n",)), [(*key, n) for key, n in prepared.drops.items()])
@@ -185,6 +190,16 @@ def by_campaign(keys: np.ndarray, values: np.ndarray) -> list[list[int]]:
     np.minimum.at(first, place, keys[:, 1])
     np.maximum.at(last, place, keys[:, 1])
     return np.column_stack([campaigns, first, last, sums]).tolist()
+
+
+def recipient_names(keys: np.ndarray, prepared: Prepared) -> list[str]:
+    """Return the recipients of these keys as text; each has a row in the batch that touched it."""
+    unique, place = np.unique(keys, return_inverse=True)
+    rows = np.flatnonzero(np.isin(prepared.batch.rcpt, unique))
+    found, where = np.unique(prepared.batch.rcpt[rows], return_index=True)
+    assert found.size == unique.size, "a message changed without an event of its recipient"
+    names = prepared.recipients(rows[where])
+    return [names[i] for i in place.tolist()]
 
 
 def message_ids(message: np.ndarray, recipient: np.ndarray) -> np.ndarray:

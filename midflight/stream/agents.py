@@ -31,7 +31,8 @@ burst_us = 2_000_000
 burst_urls_min = 3
 
 _GMAIL_PREFETCH = (
-    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/42.0.2311.135 Safari/537.36 Edge/12.246 Mozilla/5.0"
+    "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/42.0.2311.135 Safari/537.36 "
+    "Edge/12.246 Mozilla/5.0"
 )
 _SCANNER = re.compile(
     r"bot\b|bot/|crawler|spider|slurp|Microsoft Office Existence Discovery|ms-office|BingPreview|barracuda|proofpoint|mimecast|SCMGUARD"

@@ -15,6 +15,7 @@ class Batch(NamedTuple):
     content: np.ndarray  # uint64, to tell a repetition from a conflict
     day: np.ndarray  # uint16, days since 1970 of receipt
     rcpt: np.ndarray  # uint64, key of the recipient; 0 = nobody in particular
+    provider: np.ndarray  # uint16, the recipient's mailbox provider, index into PROVIDERS
     msg: np.ndarray  # uint64, key of source and message id
     kind: np.ndarray  # uint8, index into events.KINDS
     at_us: np.ndarray  # int64, when it happened; never after receipt
@@ -35,13 +36,3 @@ class Batch(NamedTuple):
     def take(self, rows: np.ndarray) -> Batch:
         return Batch(*(column[rows] for column in self))
 
-
-DTYPES = dict(
-    id_hi=np.uint64, id_lo=np.uint64, content=np.uint64, day=np.uint16, rcpt=np.uint64, msg=np.uint64, kind=np.uint8, at_us=np.int64,
-    source=np.uint16, campaign=np.uint32, variant=np.uint16, wave=np.uint16, url=np.uint32, agent=np.uint8, bounce=np.uint8,
-    op=np.uint8, ident=np.uint64, order=np.uint64, value=np.int64, traits=np.uint64, row=np.int64,
-)  # fmt: skip
-
-
-def empty_batch(rows: int) -> Batch:
-    return Batch(**{name: np.zeros(rows, dtype) for name, dtype in DTYPES.items()})

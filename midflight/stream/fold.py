@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from ..events import KINDS
-from .agents import BURST, HUMAN, MACHINE, PROXIED, TOO_SOON, burst_urls_min, burst_us, too_soon_us
+from .agents import HUMAN, MACHINE, PROXIED, burst_urls_min, burst_us, too_soon_us
 from .measures import DELAY_EDGES_S, MEASURE
 from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS, key_hash, message_slot
 
@@ -315,9 +315,7 @@ def _credited(state, r, at, window_us):
         while node != NIL:
             if nodes.what[node] == CLICK and nodes.agent[node] != MACHINE and nodes.at[node] <= at:
                 clicked = nodes.at[node]
-                if at - clicked <= window_us and (
-                    clicked > best_at or (clicked == best_at and messages.key[m] > messages.key[best])
-                ):
+                if at - clicked <= window_us and (clicked > best_at or (clicked == best_at and messages.key[m] > messages.key[best])):
                     best, best_at = m, clicked
                 break  # latest first: the rest is earlier
             node = nodes.next[node]
@@ -411,10 +409,9 @@ def seen_before(seen, used, id_hi, id_lo, content, rcpt, day, dedup_days, result
 
 
 @njit(cache=True)
-def find_recipients(recipients, used, rcpt, result, rows, fresh):
-    """Set rows[i] to the recipient's row, made where it is new; return how many are new (their batch rows in `fresh`)."""
+def find_recipients(recipients, used, rcpt, provider, result, rows):
+    """Set rows[i] to the recipient's row, made where it is new."""
     mask = np.uint64(recipients.slots.size - 1)
-    made = 0
     for i in range(rcpt.size):
         if result[i] != FOLDED:
             continue
@@ -429,14 +426,12 @@ def find_recipients(recipients, used, rcpt, result, rows, fresh):
                 recipients.messages[row] = NIL
                 recipients.conversions[row] = NIL
                 recipients.traits[row] = NIL
-                fresh[made] = i
-                made += 1
+                recipients.provider[row] = provider[i]
                 break
             if recipients.key[row] == rcpt[i]:
                 break
             at = (at + np.uint64(1)) & mask
         rows[i] = row
-    return made
 
 
 @njit(cache=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 _C1 = np.uint64(0x87C37B91114253D5)
 _C2 = np.uint64(0x4CF5AD432745937F)
@@ -25,26 +27,28 @@ def mix(k):
     return k
 
 
+@intrinsic
+def load8(typingctx, buf, at):
+    """Load eight bytes at any address as one little-endian number, without a check: the caller has made sure that they are there."""
+
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        word = ir.IntType(64)
+        place = builder.gep(array.data, [arguments[1]])
+        return builder.load(builder.bitcast(place, word.as_pointer()), align=1, typ=word)
+
+    return types.uint64(buf, types.int64), generate
+
+
 @njit(inline="always")
-def _word(buf, at, n):
+def _tail(buf, at, n):
+    """Return the n (1 to 8) bytes at `at` as a number."""
+    if at + 8 <= buf.size:
+        return load8(buf, at) & (np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - 8 * n))
     k = np.uint64(0)
     for i in range(n):
         k |= np.uint64(buf[at + i]) << np.uint64(8 * i)
     return k
-
-
-@njit(inline="always")
-def _word8(buf, at):
-    return (
-        np.uint64(buf[at])
-        | np.uint64(buf[at + 1]) << np.uint64(8)
-        | np.uint64(buf[at + 2]) << np.uint64(16)
-        | np.uint64(buf[at + 3]) << np.uint64(24)
-        | np.uint64(buf[at + 4]) << np.uint64(32)
-        | np.uint64(buf[at + 5]) << np.uint64(40)
-        | np.uint64(buf[at + 6]) << np.uint64(48)
-        | np.uint64(buf[at + 7]) << np.uint64(56)
-    )
 
 
 @njit(cache=True)
@@ -54,8 +58,8 @@ def _hash_range(buf, start, end):
     h2 = np.uint64(0)
     at = start
     while at + 16 <= end:
-        k1 = _word8(buf, at)
-        k2 = _word8(buf, at + 8)
+        k1 = load8(buf, at)
+        k2 = load8(buf, at + 8)
         h1 ^= _rotl(k1 * _C1, 31) * _C2
         h1 = (_rotl(h1, 27) + h2) * np.uint64(5) + np.uint64(0x52DCE729)
         h2 ^= _rotl(k2 * _C2, 33) * _C1
@@ -63,10 +67,10 @@ def _hash_range(buf, start, end):
         at += 16
     left = end - at
     if left > 8:
-        h2 ^= _rotl(_word(buf, at + 8, left - 8) * _C2, 33) * _C1
+        h2 ^= _rotl(_tail(buf, at + 8, left - 8) * _C2, 33) * _C1
         left = 8
     if left > 0:
-        h1 ^= _rotl(_word(buf, at, left) * _C1, 31) * _C2
+        h1 ^= _rotl(_tail(buf, at, left) * _C1, 31) * _C2
     size = np.uint64(end - start)
     h1 ^= size
     h2 ^= size

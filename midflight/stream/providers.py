@@ -6,7 +6,8 @@ _PROVIDERS = {
     "Gmail": "gmail.com googlemail.com",
     "Microsoft": "outlook.com hotmail.com live.com msn.com outlook.de outlook.fr hotmail.co.uk hotmail.fr hotmail.de hotmail.it hotmail.es "
     "live.co.uk live.fr live.nl live.de live.it live.ca live.com.au outlook.es outlook.it outlook.co.uk passport.com windowslive.com",
-    "Yahoo": "yahoo.com ymail.com rocketmail.com aol.com aim.com yahoo.co.uk yahoo.fr yahoo.de yahoo.it yahoo.es yahoo.ca yahoo.in yahoo.co.in "
+    "Yahoo": "yahoo.com ymail.com rocketmail.com aol.com aim.com yahoo.co.uk yahoo.fr yahoo.de yahoo.it yahoo.es yahoo.ca "
+    "yahoo.in yahoo.co.in "
     "yahoo.com.br yahoo.com.au yahoo.com.mx yahoo.com.ar myyahoo.com verizon.net netscape.net aol.de aol.co.uk",
     "Apple": "icloud.com me.com mac.com",
     "GMX / WEB.DE": "gmx.de gmx.net gmx.at gmx.ch gmx.com web.de mail.com email.de",
@@ -45,11 +46,11 @@ _PROVIDERS = {
     "Fastmail": "fastmail.com fastmail.fm",
 }
 PROVIDERS = ("", "Other", *_PROVIDERS)
-_BY_DOMAIN = {domain: PROVIDERS.index(name) for name, domains in _PROVIDERS.items() for domain in domains.split()}
+PROVIDER_DOMAINS = {domain: PROVIDERS.index(name) for name, domains in _PROVIDERS.items() for domain in domains.split()}
 OTHER = 1
 
 
 def providers_of(recipient_keys: list[str]) -> list[int]:
     """Return an index into PROVIDERS per key: 0 without a domain, 1 (Other) for a domain of its own."""
-    by_domain = _BY_DOMAIN
+    by_domain = PROVIDER_DOMAINS
     return [by_domain.get(key[key.rfind("@") + 1 :], OTHER) if "@" in key else 0 for key in recipient_keys]

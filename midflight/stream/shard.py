@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +33,7 @@ class Effects(NamedTuple):
 
 
 class Shard:
-    """State of some recipients. ``providers_of(rows of the batch)`` is asked once per new recipient for its mailbox provider."""
+    """State of some recipients."""
 
     def __init__(self, click_window_us: int, dedup_days: int) -> None:
         self.click_window_us = click_window_us
@@ -44,7 +43,7 @@ class Shard:
 
     # -- the four verbs --------------------------------------------------------------------------------------------------
 
-    def apply(self, batch: Batch, log_time_us: int, providers_of: Callable[[list[int]], list[int]]) -> Effects:
+    def apply(self, batch: Batch, log_time_us: int) -> Effects:
         """Fold a batch. Its rows keep the log's order; everything else about its size or cut does not matter."""
         rows = batch.kind.size
         self.advance(log_time_us)
@@ -52,15 +51,9 @@ class Shard:
         self.state = with_room(self.state, rows, int(np.count_nonzero(batch.traits)) * 7, self.dedup_days, today)
         state = self.state
         result = np.empty(rows, np.uint8)
-        folding.seen_before(
-            state.seen, state.used, batch.id_hi, batch.id_lo, batch.content, batch.rcpt, batch.day, self.dedup_days, result
-        )
+        folding.seen_before(state.seen, state.used, batch.id_hi, batch.id_lo, batch.content, batch.rcpt, batch.day, self.dedup_days, result)
         recipient = np.full(rows, NIL, np.int32)
-        fresh = np.empty(rows, np.int64)
-        made = folding.find_recipients(state.recipients, state.used, batch.rcpt, result, recipient, fresh)
-        if made:
-            new = fresh[:made]
-            state.recipients.provider[recipient[new]] = providers_of(batch.row[new].tolist())
+        folding.find_recipients(state.recipients, state.used, batch.rcpt, batch.provider, result, recipient)
         message = np.empty(rows, np.int32)
         folding.find_messages(state, batch.msg, batch.source, batch.kind, result, recipient, message)
         cells = new_cells()

@@ -1,0 +1,515 @@
+"""Arrays of flat JSON objects become rows of numbers in compiled code: strict JSON, no Python object per event.
+
+Anything out of the ordinary (escapes in a field that matters, a null where a text belongs, JSON that is not quite JSON) makes the scanner
+give the whole record back, and the vendor's own ``parse`` decides; a test holds that both say the same.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from ..events import BOUNCE_CLASSES, KINDS
+from ..sources.source import Flat
+from .fold import inner
+from .hashing import _hash_range, load8
+from .providers import OTHER, PROVIDER_DOMAINS
+
+# What a key of the vendor's means to us; its value's place is kept per object under this number.
+ROLES = (
+    "event_id", "recipient", "at_s", "kind", "message_id", "url", "user_agent", "ip", "bounce", "machine", "tags",
+    "campaign", "campaign2", "campaign3", "variant", "variant2", "wave", "wave2",
+)  # fmt: skip
+(
+    EVENT_ID, RECIPIENT, AT_S, KIND, MESSAGE_ID, URL, USER_AGENT, IP, BOUNCE, MACHINE, TAGS,
+    CAMPAIGN, CAMPAIGN2, CAMPAIGN3, VARIANT, VARIANT2, WAVE, WAVE2,
+) = range(len(ROLES))  # fmt: skip
+
+# Types of values.
+ABSENT, TEXT, ODD_TEXT, NUMBER, TRUE, FALSE, NULL, NESTED = range(8)
+
+K_BOUNCED, K_OPENED = KINDS.index("bounced"), KINDS.index("opened")
+HARD, BLOCK = BOUNCE_CLASSES.index("hard"), BOUNCE_CLASSES.index("block")
+address_bytes_max = 320
+depth_max = 30
+
+_ONES = np.uint64(0x0101010101010101)
+_HIGHS = np.uint64(0x8080808080808080)
+
+
+class Keys(NamedTuple):
+    """A vendor's keys and words as hashes, sorted so that a few comparisons find one."""
+
+    key: np.ndarray  # uint64, sorted
+    role: np.ndarray  # int64
+    kind_word: np.ndarray  # uint64, sorted hashes of the vendor's event names
+    kind: np.ndarray  # uint8, the kind of each
+    blocked: np.uint64  # hash of the word that makes a bounce a block
+    cut: np.uint8  # the message id ends before this byte; 0 keeps it whole
+
+
+class Scanned(NamedTuple):
+    """Rows as they come from the bytes. Texts that are needed again stand at [start, end) of the buffer."""
+
+    record: np.ndarray  # int64, number of the record
+    item: np.ndarray  # int64, number of the event within its record
+    id_hi: np.ndarray
+    id_lo: np.ndarray
+    rcpt: np.ndarray
+    provider: np.ndarray
+    msg: np.ndarray
+    kind: np.ndarray
+    at_s: np.ndarray
+    url: np.ndarray
+    user_agent: np.ndarray
+    machine: np.ndarray  # uint8, 1 = the vendor says so
+    scanner: np.ndarray  # uint8, 1 = from a scanner's network
+    bounce: np.ndarray
+    campaign: np.ndarray  # uint64 hashes, 0 = none
+    variant: np.ndarray
+    wave: np.ndarray
+    text: np.ndarray  # int64 [n, 5, 2]: recipient, user agent, campaign, variant, wave
+
+
+T_RECIPIENT, T_USER_AGENT, T_CAMPAIGN, T_VARIANT, T_WAVE = range(5)
+
+
+def text_hash(word: str) -> np.uint64:
+    raw = np.frombuffer(word.encode(), np.uint8)
+    return _hash_range(raw, 0, raw.size)[0]
+
+
+def keys_of(flat: Flat) -> Keys:
+    """Return a vendor's declaration in the form that the scanner takes."""
+    names = [(text_hash(key), ROLES.index(role)) for role, key in flat.keys.items()]
+    names.sort()
+    kinds = sorted((text_hash(word), KINDS.index(kind)) for word, kind in flat.kinds.items())
+    return Keys(
+        np.array([h for h, _ in names], np.uint64),
+        np.array([r for _, r in names], np.int64),
+        np.array([h for h, _ in kinds], np.uint64),
+        np.array([k for _, k in kinds], np.uint8),
+        text_hash(flat.blocked),
+        np.uint8(ord(flat.message_id_ends) if flat.message_id_ends else 0),
+    )
+
+
+_providers = sorted((text_hash(domain), number) for domain, number in PROVIDER_DOMAINS.items())
+_PROVIDER_HASH = np.array([h for h, _ in _providers], np.uint64)
+_PROVIDER = np.array([number for _, number in _providers], np.uint16)
+
+
+def new_scanned(rows: int) -> Scanned:
+    dtypes = dict(
+        record=np.int64, item=np.int64, id_hi=np.uint64, id_lo=np.uint64, rcpt=np.uint64, provider=np.uint16, msg=np.uint64, kind=np.uint8,
+        at_s=np.int64, url=np.uint64, user_agent=np.uint64, machine=np.uint8, scanner=np.uint8, bounce=np.uint8, campaign=np.uint64,
+        variant=np.uint64, wave=np.uint64,
+    )  # fmt: skip
+    return Scanned(**{name: np.empty(rows, dtype) for name, dtype in dtypes.items()}, text=np.empty((rows, 5, 2), np.int64))
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------------------
+
+
+@inner
+def _space(buf, at, end):
+    while at < end and (buf[at] == 32 or buf[at] == 10 or buf[at] == 13 or buf[at] == 9):
+        at += 1
+    return at
+
+
+@inner
+def _string(buf, at, end):
+    """Return (position of the closing quote, type) for a string whose first character is at `at`; -1 if it is not strict JSON.
+
+    ODD_TEXT has escapes, DEL, or characters outside of ASCII that cleaning might touch; \\u escapes are left to the real parser.
+    """
+    kind = TEXT
+    start = at
+    wide = False
+    while True:
+        while at + 8 <= end:
+            word = load8(buf, at)
+            quote = word ^ (_ONES * np.uint64(0x22))
+            slash = word ^ (_ONES * np.uint64(0x5C))
+            rubout = word ^ (_ONES * np.uint64(0x7F))
+            # The high bit of a byte is set where it is zero; a byte below 0x20 borrows.
+            hit = ((quote - _ONES) & ~quote) | ((slash - _ONES) & ~slash) | ((rubout - _ONES) & ~rubout)
+            hit |= (word - _ONES * np.uint64(0x20)) & ~word
+            if (hit | word) & _HIGHS:
+                break
+            at += 8
+        if at >= end:
+            return -1, TEXT
+        byte = buf[at]
+        if byte == 0x22:
+            if wide and (buf[start] >= 0x80 or buf[start] == 32 or buf[at - 1] >= 0x80 or buf[at - 1] == 32):
+                kind = ODD_TEXT
+            return at, kind
+        if byte < 0x20:
+            return -1, TEXT
+        if byte == 0x5C:
+            kind = ODD_TEXT
+            at += 1
+            if at >= end:
+                return -1, TEXT
+            byte = buf[at]
+            if not (
+                byte == 0x22 or byte == 0x5C or byte == 0x2F or byte == 0x62 or byte == 0x66 or byte == 0x6E or byte == 0x72 or byte == 0x74
+            ):
+                return -1, TEXT
+        elif byte == 0x7F:
+            kind = ODD_TEXT
+        elif byte >= 0x80:
+            wide = True
+        at += 1
+
+
+@inner
+def _number(buf, at, end):
+    """Return the position after a JSON number, or -1."""
+    if at < end and buf[at] == 45:
+        at += 1
+    if at >= end or buf[at] < 48 or buf[at] > 57:
+        return -1
+    if buf[at] == 48:
+        at += 1
+    else:
+        while at < end and 48 <= buf[at] <= 57:
+            at += 1
+    if at < end and buf[at] == 46:
+        at += 1
+        if at >= end or buf[at] < 48 or buf[at] > 57:
+            return -1
+        while at < end and 48 <= buf[at] <= 57:
+            at += 1
+    if at < end and (buf[at] == 101 or buf[at] == 69):
+        # Exponents may overflow a float; no vendor writes them, so the real parser decides.
+        return -1
+    return at
+
+
+@inner
+def _literal(buf, at, end):
+    """Return (position after true, false or null, its type), or -1."""
+    if at + 4 <= end and buf[at] == 116 and buf[at + 1] == 114 and buf[at + 2] == 117 and buf[at + 3] == 101:
+        return at + 4, TRUE
+    if at + 4 <= end and buf[at] == 110 and buf[at + 1] == 117 and buf[at + 2] == 108 and buf[at + 3] == 108:
+        return at + 4, NULL
+    if at + 5 <= end and buf[at] == 102 and buf[at + 1] == 97 and buf[at + 2] == 108 and buf[at + 3] == 115 and buf[at + 4] == 101:
+        return at + 5, FALSE
+    return -1, NULL
+
+
+@inner
+def _scalar(buf, at, end):
+    """Return (start, end of the value's text, position after it, type) of a value that is no container; position -1 if it is none."""
+    if buf[at] == 0x22:
+        close, kind = _string(buf, at + 1, end)
+        return at + 1, close, close + 1 if close >= 0 else -1, kind
+    if buf[at] == 45 or 48 <= buf[at] <= 57:
+        after = _number(buf, at, end)
+        return at, after, after, NUMBER
+    after, kind = _literal(buf, at, end)
+    return at, after, after, kind
+
+
+@inner
+def _nested(buf, at, end, stack):
+    """Return the position after a container that starts at `at`, checked strictly, or -1."""
+    depth = 0
+    while True:
+        # A value is expected here.
+        at = _space(buf, at, end)
+        if at >= end:
+            return -1
+        opened = False
+        if buf[at] == 123 or buf[at] == 91:
+            if depth == depth_max:
+                return -1
+            stack[depth] = buf[at]
+            depth += 1
+            at = _space(buf, at + 1, end)
+            if at >= end:
+                return -1
+            if buf[at] == stack[depth - 1] + 2:
+                at += 1
+                depth -= 1
+            else:
+                opened = True
+        else:
+            _, _, at, _ = _scalar(buf, at, end)
+            if at < 0:
+                return -1
+        # After a value: closings, then a comma or the end.
+        while not opened:
+            if depth == 0:
+                return at
+            at = _space(buf, at, end)
+            if at >= end:
+                return -1
+            if buf[at] == 44:
+                at = _space(buf, at + 1, end)
+                break
+            if buf[at] != stack[depth - 1] + 2:
+                return -1
+            at += 1
+            depth -= 1
+        if depth > 0 and stack[depth - 1] == 123:
+            if at >= end or buf[at] != 0x22:
+                return -1
+            at, _ = _string(buf, at + 1, end)
+            if at < 0:
+                return -1
+            at = _space(buf, at + 1, end)
+            if at >= end or buf[at] != 58:
+                return -1
+            at += 1
+
+
+@inner
+def _object(buf, at, end, keys, place, types, stack):
+    """Note where the values of one object's known keys stand; return the position after it, or -1."""
+    types[:] = ABSENT
+    if at >= end or buf[at] != 123:
+        return -1
+    at = _space(buf, at + 1, end)
+    if at < end and buf[at] == 125:
+        return at + 1
+    while True:
+        if at >= end or buf[at] != 0x22:
+            return -1
+        close, kind = _string(buf, at + 1, end)
+        if close < 0 or kind != TEXT:
+            return -1
+        role = _find(keys.key, _hash_range(buf, at + 1, close)[0])
+        at = _space(buf, close + 1, end)
+        if at >= end or buf[at] != 58:
+            return -1
+        at = _space(buf, at + 1, end)
+        if at >= end:
+            return -1
+        if buf[at] == 123 or buf[at] == 91:
+            start, kind = at, NESTED
+            at = stop = _nested(buf, at, end, stack)
+        else:
+            start, stop, at, kind = _scalar(buf, at, end)
+        if at < 0:
+            return -1
+        if role >= 0:
+            r = keys.role[role]
+            place[r, 0], place[r, 1], types[r] = start, stop, kind
+        at = _space(buf, at, end)
+        if at >= end:
+            return -1
+        if buf[at] == 125:
+            return at + 1
+        if buf[at] != 44:
+            return -1
+        at = _space(buf, at + 1, end)
+
+
+@inner
+def _find(hashes, wanted):
+    """Return the place of a hash in a sorted array, or -1."""
+    low, high = 0, hashes.size
+    while low < high:
+        middle = (low + high) // 2
+        if hashes[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < hashes.size and hashes[low] == wanted else -1
+
+
+# -- one object, one row -------------------------------------------------------------------------------------------------------
+
+
+@inner
+def _text(types, place, role):
+    """Return whether a role's value is a plain text or absent (an empty text counts as absent)."""
+    return types[role] == TEXT or types[role] == ABSENT
+
+
+@inner
+def _first_of(types, place, roles):
+    """Return the first of these roles that has a text, or -1."""
+    for role in roles:
+        if types[role] != ABSENT and place[role, 1] > place[role, 0]:
+            return role
+    return -1
+
+
+@inner
+def _address(buf, start, end, lower):
+    """Write an ordinary address in lower case; return (its length, position of the @), or -1 for what needs a closer look."""
+    n = end - start
+    if n < 3 or n > address_bytes_max:
+        return -1, -1
+    mark = -1
+    for i in range(n):
+        byte = buf[start + i]
+        if byte >= 0x7F or byte <= 32 or byte == 60 or byte == 62 or byte == 44:
+            return -1, -1
+        if 65 <= byte <= 90:
+            byte += 32
+        elif byte == 64:
+            if mark >= 0:
+                return -1, -1
+            mark = i
+        lower[i] = byte
+    return (n, mark) if 0 < mark < n - 1 else (-1, -1)
+
+
+@inner
+def _scanner_network(buf, start, end):
+    """Whether an address is in 209.222.80.0/21 or 64.235.144.0/20 (agents.py names whose these are)."""
+    octet = 0
+    place = 0
+    first = 0
+    second = 0
+    for at in range(start, end):
+        byte = buf[at]
+        if byte == 46:
+            if place == 0:
+                first = octet
+            elif place == 1:
+                second = octet
+            else:
+                return (first == 209 and second == 222 and 80 <= octet < 88) or (first == 64 and second == 235 and 144 <= octet < 160)
+            place += 1
+            octet = 0
+        elif 48 <= byte <= 57 and octet < 1000:
+            octet = octet * 10 + byte - 48
+        else:
+            return False
+    return False
+
+
+@inner
+def _seconds(buf, start, end):
+    """Return whole unix seconds written as digits, or -1."""
+    if end - start < 1 or end - start > 11:
+        return -1
+    value = 0
+    for at in range(start, end):
+        if buf[at] < 48 or buf[at] > 57:
+            return -1
+        value = value * 10 + np.int64(buf[at]) - 48
+    return value if 0 < value < 100_000_000_000 else -1
+
+
+@inner
+def _row(buf, keys, place, types, lower, out, row):
+    """Fill one row from an object's values; return whether all was ordinary."""
+    if types[EVENT_ID] != TEXT or types[RECIPIENT] != TEXT or types[AT_S] != NUMBER or types[KIND] != TEXT or types[MESSAGE_ID] != TEXT:
+        return False
+    for role in (URL, USER_AGENT, IP, BOUNCE, CAMPAIGN, CAMPAIGN2, CAMPAIGN3, VARIANT, VARIANT2):
+        if not _text(types, place, role):
+            return False
+    for role in (WAVE, WAVE2):
+        if not _text(types, place, role) and not (types[role] == NUMBER and buf[place[role, 0]] != 45):
+            return False
+        if types[role] == NUMBER:
+            for at in range(place[role, 0], place[role, 1]):
+                if buf[at] == 46:
+                    return False
+    if types[MACHINE] != ABSENT and types[MACHINE] != TRUE and types[MACHINE] != FALSE:
+        return False
+    campaign = _first_of(types, place, (CAMPAIGN, CAMPAIGN2, CAMPAIGN3))
+    variant = _first_of(types, place, (VARIANT, VARIANT2))
+    wave = _first_of(types, place, (WAVE, WAVE2))
+    if types[TAGS] != ABSENT and (campaign != CAMPAIGN or variant != VARIANT or wave != WAVE):
+        # One of them may travel in a tag, which comes before the second choices.
+        return False
+    at_s = _seconds(buf, place[AT_S, 0], place[AT_S, 1])
+    size, mark = _address(buf, place[RECIPIENT, 0], place[RECIPIENT, 1], lower)
+    id_end = place[MESSAGE_ID, 1]
+    if keys.cut:
+        for at in range(place[MESSAGE_ID, 0], id_end):
+            if buf[at] == keys.cut:
+                id_end = at
+                break
+    if at_s < 0 or size < 0 or id_end == place[MESSAGE_ID, 0] or place[EVENT_ID, 0] == place[EVENT_ID, 1]:
+        return False
+    out.id_hi[row], out.id_lo[row] = _hash_range(buf, place[EVENT_ID, 0], place[EVENT_ID, 1])
+    out.rcpt[row] = _hash_range(lower, 0, size)[0]
+    known = _find(_PROVIDER_HASH, _hash_range(lower, mark + 1, size)[0])
+    out.provider[row] = _PROVIDER[known] if known >= 0 else OTHER
+    out.msg[row] = _hash_range(buf, place[MESSAGE_ID, 0], id_end)[0]
+    word = _hash_range(buf, place[KIND, 0], place[KIND, 1])[0]
+    known = _find(keys.kind_word, word)
+    kind = keys.kind[known] if known >= 0 else np.uint8(0)
+    out.kind[row] = kind
+    out.at_s[row] = at_s
+    out.url[row] = _hash_range(buf, place[URL, 0], place[URL, 1])[0] if types[URL] == TEXT else np.uint64(0)
+    out.user_agent[row] = _hash_range(buf, place[USER_AGENT, 0], place[USER_AGENT, 1])[0] if types[USER_AGENT] == TEXT else np.uint64(0)
+    out.machine[row] = kind == K_OPENED and types[MACHINE] == TRUE
+    out.scanner[row] = types[IP] == TEXT and _scanner_network(buf, place[IP, 0], place[IP, 1])
+    out.bounce[row] = 0
+    if kind == K_BOUNCED:
+        blocked = word == keys.blocked
+        if types[BOUNCE] == TEXT and _hash_range(buf, place[BOUNCE, 0], place[BOUNCE, 1])[0] == keys.blocked:
+            blocked = True
+        out.bounce[row] = BLOCK if blocked else HARD
+    out.campaign[row] = _hash_range(buf, place[campaign, 0], place[campaign, 1])[0] if campaign >= 0 else np.uint64(0)
+    out.variant[row] = _hash_range(buf, place[variant, 0], place[variant, 1])[0] if variant >= 0 else np.uint64(0)
+    out.wave[row] = _hash_range(buf, place[wave, 0], place[wave, 1])[0] if wave >= 0 else np.uint64(0)
+    _note(out, row, T_RECIPIENT, place, RECIPIENT)
+    _note(out, row, T_USER_AGENT, place, USER_AGENT if types[USER_AGENT] == TEXT else -1)
+    _note(out, row, T_CAMPAIGN, place, campaign)
+    _note(out, row, T_VARIANT, place, variant)
+    _note(out, row, T_WAVE, place, wave)
+    return True
+
+
+@inner
+def _note(out, row, which, place, role):
+    if role >= 0:
+        out.text[row, which, 0], out.text[row, which, 1] = place[role, 0], place[role, 1]
+    else:
+        out.text[row, which, 0] = out.text[row, which, 1] = 0
+
+
+@njit(cache=True)
+def scan(buf, starts, ends, keys, out, rows_before, counts):
+    """Scan records, each [start, end) of `buf` an array of objects, into `out`; set counts[i] to rows or -1; return rows in use.
+
+    A count of -2 says that `out` was full before that record: the caller makes room and goes on from there.
+    """
+    place = np.zeros((18, 2), np.int64)
+    types = np.zeros(18, np.uint8)
+    stack = np.zeros(depth_max + 1, np.uint8)
+    lower = np.zeros(address_bytes_max + 8, np.uint8)
+    row = rows_before
+    for i in range(starts.size):
+        first = row
+        end = ends[i]
+        at = _space(buf, starts[i], end)
+        fine = at < end and buf[at] == 91
+        if fine:
+            at = _space(buf, at + 1, end)
+            more = not (at < end and buf[at] == 93)
+            while fine and more:
+                if row == out.kind.size:
+                    counts[i] = -2
+                    return first
+                at = _object(buf, at, end, keys, place, types, stack)
+                fine = at >= 0 and _row(buf, keys, place, types, lower, out, row)
+                if fine:
+                    out.record[row] = i
+                    out.item[row] = row - first
+                    row += 1
+                    at = _space(buf, at, end)
+                    more = at < end and buf[at] == 44
+                    if more:
+                        at = _space(buf, at + 1, end)
+            fine = fine and at < end and buf[at] == 93 and _space(buf, at + 1, end) == end
+        if fine:
+            counts[i] = row - first
+        else:
+            counts[i] = -1
+            row = first
+    return row
