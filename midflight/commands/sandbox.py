@@ -20,7 +20,7 @@ from ..stream.measures import MEASURES
 
 app = typer.Typer(no_args_is_help=True, help="Play an email service provider and its audience against a running door, with known truth.")
 console = Console()
-shown_max = 40
+shown_max = 25
 
 
 @app.command()
@@ -180,7 +180,7 @@ def table_of(found: list[Difference]) -> Table:
         table.add_column(heading, overflow="fold")
     table.add_column("true", justify="right")
     table.add_column("shown", justify="right")
-    for difference in found[:shown_max]:
-        name, row, measure, true, shown = difference
+    # Whole campaigns first: what differs there tells most.
+    for name, row, measure, true, shown in sorted(found, key=lambda difference: difference.row != "all")[:shown_max]:
         table.add_row(name or "(none)", row, measure, str(true), str(shown))
     return table
