@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import logging
 import os
@@ -38,7 +39,7 @@ from door_client import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midflight.kit.clock import Clock
+from midflight.kit.clock import Clock, VirtualClock
 from midflight.log import Full, Record, Unwritable, Writer
 from midflight.serve.door import door as door_module
 from midflight.serve.door.door import Door
@@ -685,6 +686,38 @@ def test_beyond_the_most_connections_idle_ones_make_room(tmp_path: Path) -> None
         assert door.door.open_count <= 5
         for one in idle:
             one.close()
+
+
+def test_old_records_go_when_nobody_needs_them(tmp_path: Path) -> None:
+    """Segments older than `retention.log_days` are removed, but none that the engine or the history still has to read."""
+    from midflight.store.history import folder_of
+
+    clock = VirtualClock(1_764_000_000_000_000)
+
+    def opener(folder, clock: Clock) -> Writer:
+        return Writer.open(folder, None, clock, segment_bytes=128 * 1024, reserve_bytes=0)
+
+    config = configuration(tmp_path)
+    config.retention.log_days = 1
+    with running(config, clock=clock, opener=opener) as door:
+
+        def first_kept() -> int:
+            asyncio.run_coroutine_threadsafe(door.door.retain(), door.door.loop).result(30)
+            assert door.post("/in/open", BODY).status == 200
+            until(lambda: door.door.appending.removal is None)
+            return records_in(tmp_path)[0].position
+
+        for _ in range(12):
+            assert door.post("/in/open", array(event(note="x" * 60_000))).status == 200
+        assert first_kept() == 0, "nothing is old"
+        clock.at_us += 3 * 86_400_000_000
+        assert first_kept() == 0, "old, but nobody has read it"
+        (tmp_path / "snapshots").mkdir(exist_ok=True)
+        (tmp_path / "snapshots" / f"{9:020d}.snap").touch()
+        assert first_kept() == 0, "the history has not read it"
+        folder_of(tmp_path).mkdir()
+        (folder_of(tmp_path) / "position").write_text("6")
+        assert 0 < first_kept() <= 6
 
 
 def test_every_kind_of_source_has_a_door(tmp_path: Path) -> None:

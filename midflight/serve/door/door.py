@@ -25,6 +25,7 @@ from .internal import Internal, body_bytes_max, token_at
 from .limits import FairQueue, Waiting, request_bytes
 from .notes import Notes
 from .pages import Pages
+from .retention import day_us, needed_from, oldest_us
 from .storing import Appending, is_final, open_writer, why_unwritable
 from .webhooks import Tracked, Tracking, Webhook, fetch_once
 
@@ -39,6 +40,7 @@ threads_max = 8
 tasks_max = 256
 stop_s_max = 9.0
 tick_s = 1.0
+retain_s = 3600.0
 look_s = 0.25
 
 
@@ -127,6 +129,7 @@ class Door:
         self.acceptor = Acceptor(loop, listener, self.has_room, self.take, self.refused_connection)
         self.looking = loop.call_later(look_s, self.look)
         self.last_tick_s = monotonic()
+        self.retain_at_s = monotonic() + retain_s / 60
         try:
             await self.open_log()
         except Unwritable:
@@ -246,6 +249,9 @@ class Door:
         """Append a tick when nothing else was appended; while the log refuses, it is also what finds out that it works again."""
         if self.commit is None or self.ticking or self.stopping:
             return
+        if now_s >= self.retain_at_s:
+            self.retain_at_s = now_s + retain_s
+            self.spawn(self.retain())
         if self.closed or now_s - self.appending.last_s >= tick_s:
             self.ticking = True
             self.commit.submit([Record("tick", "", self.clock.now_us(), {}, b"")], self.ticked)
@@ -257,6 +263,17 @@ class Door:
         elif self.closed:
             logger.warning("the log takes records again")
             self.closed = self.closed_what = ""
+
+    async def retain(self) -> None:
+        """Have records removed that are older than `retention.log_days` and that nobody has to read any more."""
+        older_than_us = self.clock.now_us() - self.config.retention.log_days * day_us
+        try:
+            oldest = await self.loop.run_in_executor(self.threads, oldest_us, self.config.folder / "log")
+        except MidflightError as error:
+            logger.error("the age of the log cannot be told: %s", error.text())
+            return
+        if oldest is not None and oldest < older_than_us:
+            self.appending.removal = (older_than_us, await needed_from(self.config.folder))
 
     # -- requests ------------------------------------------------------------------------------------------------------
 

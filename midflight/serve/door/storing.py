@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 
 from ...kit.crash import asked, crash_point
-from ...kit.errors import Damaged, Locked
+from ...kit.errors import Damaged, Locked, MidflightError
 from ...log import Full, Record, Writer
 from ...log.disk import OsDisk
+
+logger = logging.getLogger("midflight.door")
 
 
 class CrashingDisk(OsDisk):
@@ -31,6 +34,8 @@ class Appending:
         self.last_s = monotonic()
         self.commits = 0
         self.records = 0
+        # What `retain` is to be called with after the next append, by the one thread that may.
+        self.removal: tuple[int, int] | None = None
 
     def append(self, records: list[Record]) -> tuple[int, int]:
         crash_point("before_append")
@@ -43,7 +48,19 @@ class Appending:
         self.last_s = monotonic()
         self.commits += 1
         self.records += len(records)
+        if self.removal is not None:
+            self._remove()
         return found
+
+    def _remove(self) -> None:
+        """Let go of old segments. A failure is nothing to the records just stored; the next append starts from the disk again."""
+        (older_than_us, keep_from), self.removal = self.removal, None
+        try:
+            first = self.writer.retain(older_than_us, keep_from)
+        except MidflightError as error:
+            logger.error("old records could not be removed: %s", error.text())
+        else:
+            logger.info("the log now begins at position %d", first)
 
     def close(self) -> None:
         self.writer.close()
