@@ -168,7 +168,8 @@ class SimDisk:
 
     def listdir(self, path: str) -> list[str]:
         self._before("listdir", path)
-        return [name[len(folder) + 1 :] for name in self.names]
+        inside = [name[len(path) + 1 :] for name in self.names if name.startswith(path + "/")]
+        return [name for name in inside if "/" not in name]
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> int:
         self._before("open", path)

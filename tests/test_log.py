@@ -759,6 +759,39 @@ def test_a_lost_epoch_file_is_named_and_made_again(tmp_path: Path) -> None:
     assert list(bodies(log).values()) == written
 
 
+def test_verify_beside_a_writer_raises_no_false_alarm(tmp_path: Path) -> None:
+    """While records come in, segments change and old ones go, `verify` finds nothing wrong, and a reader serves all."""
+    log, stop = tmp_path / "log", threading.Event()
+    clock = VirtualClock()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            with Writer.open(log, clock=clock, **small) as writer:
+                for _ in range(40):
+                    clock.at_us += 1_000
+                    writer.append([record(b"%d" % number * 300)])
+                    number += 1
+                writer.retain(clock.at_us - 100_000)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        with Reader(log) as reader:
+            while reader.head() < 200:
+                stop.wait(0.01)
+            position = reader.head()
+            for _ in range(40):
+                report = verify(log)
+                assert report.sound, report.damage
+                for found in reader.read(position):
+                    assert found.position == position
+                    position += 1
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_repair_is_refused_beside_a_writer(tmp_path: Path) -> None:
     """A log that somebody writes to is not touched."""
     with Writer.open(tmp_path / "log", **small):

@@ -12,9 +12,11 @@ from simdisk import SimDisk, folder
 
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import Locked, MidflightError
+from midflight.log.format import data_offset
 from midflight.log.ownership import Ownership
 from midflight.log.reader import Reader
 from midflight.log.record import Record
+from midflight.log.repair import repair
 from midflight.log.writer import Writer
 
 states_wanted = int(os.environ.get("MIDFLIGHT_CRASH_STATES", "100000"))
@@ -198,6 +200,67 @@ def test_a_build_that_forgets_the_folder_is_caught() -> None:
     """The control for names: without syncing the folder after a rename, whole segments are lost."""
     lost = sum(len(explore(seed, 6, 25, frozenset({"fsync_folder"}))[2]) for seed in range(4))
     assert lost > 100
+
+
+# -- a repair that is cut off
+
+
+def damaged_disk(kind: str) -> SimDisk:
+    """Return a disk with a log of some segments of which one is damaged."""
+    disk, clock = SimDisk(), VirtualClock()
+    for _ in range(2):
+        writer = open_writer(disk, clock)
+        for number in range(14):
+            writer.append([Record("webhook", "s", 0, {}, b"%d" % number * 300)])
+        writer.close()
+    segments = sorted(name for name in disk.names if name.endswith(".seg"))
+    assert len(segments) > 3
+    victim = disk.names[segments[1]]
+    if kind == "flip":
+        victim.live[data_offset + 700] ^= 1
+    elif kind == "header":
+        victim.live[:data_offset] = bytes(data_offset)
+    elif kind == "cut":
+        del victim.live[data_offset + 1_024 :]
+    elif kind == "missing":
+        del disk.names[segments[1]]
+    elif kind == "swapped":
+        disk.names[segments[1]], disk.names[segments[2]] = disk.names[segments[2]], disk.names[segments[1]]
+    else:
+        disk.names[f"{folder}/epoch"].live[30] ^= 1
+    for inode in disk.names.values():
+        inode.durable = bytearray(inode.live)
+    disk.durable_names = dict(disk.names)
+    return disk
+
+
+def kept_bodies(disk: SimDisk) -> dict[int, bytes]:
+    reader, found = Reader(folder, disk), {}
+    position = reader.first()
+    while records := reader.read(position):
+        found.update({r.position: r.body for r in records})
+        position = records[-1].position + 1
+    return found
+
+
+@pytest.mark.parametrize("kind", ["flip", "header", "cut", "missing", "swapped", "epoch"])
+def test_a_repair_may_be_cut_off_anywhere(kind: str) -> None:
+    """Power cuts in the middle of a repair, then a repair that ends: it keeps what an undisturbed one keeps."""
+    undisturbed = damaged_disk(kind)
+    report, _ = repair(folder, disk=undisturbed)
+    assert report.sound
+    kept = kept_bodies(undisturbed)
+    assert len(kept) >= 14
+    rng, images = random.Random(4), []
+    disk = damaged_disk(kind)
+    disk.after = lambda _: images.extend(disk.crash(rng) for _ in range(3))
+    repair(folder, disk=disk)
+    assert len(images) > 30
+    for image in images:
+        mended, _ = repair(folder, disk=image)
+        assert mended.sound, mended.damage
+        open_writer(image).close()
+        assert kept_bodies(image) == kept
 
 
 # -- a writer that was paused while another took over

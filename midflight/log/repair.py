@@ -29,10 +29,11 @@ from .format import (
     segment_of_name,
 )
 from .ownership import Ownership
-from .survey import Scanner, read_epoch, read_head, segment_names
+from .survey import Scanner, read_epoch, read_head, read_header, segment_names
 from .verify import Bad, Named, Report, chain_before, find_salt, named_segments, verify, walk
 
 copy_bytes = 1024 * 1024
+moved = ".moved"  # how the name of a segment ends that is on its way from a wrong name to its own
 
 
 def repair(folder: str | Path, progress: Callable[[int, int], None] | None = None, disk: Disk | None = None) -> tuple[Report, list[str]]:
@@ -93,17 +94,27 @@ class _Repair:
         """Give segments whose names were swapped the names that their headers say, where those are free to take."""
         wrong = [s for s in named_segments(self.disk, self.folder) if s.header is not None and not s.fits_name]
         taken = set(segment_names(self.disk, self.folder)[0]) - {s.name for s in wrong}
-        steps = []
         for segment in wrong:
-            name = segment_name(segment.header.first, segment.header.epoch)
-            if name not in taken:
-                taken.add(name)
-                between = self.owner.unfinished("swap")
-                self.disk.rename(f"{self.folder}/{segment.name}", between)
-                steps.append((between, f"{self.folder}/{name}"))
-        for between, path in steps:
-            self.disk.rename(between, path)
+            if segment_name(segment.header.first, segment.header.epoch) not in taken:
+                self.disk.rename(f"{self.folder}/{segment.name}", f"{self.folder}/{segment.name}{moved}")
         self.disk.fsync_folder(self.folder)
+        for name in sorted(self.disk.listdir(self.folder)):
+            if name.endswith(moved):
+                self.move_back(name, taken)
+        self.disk.fsync_folder(self.folder)
+
+    def move_back(self, name: str, taken: set[str]) -> None:
+        """Give a moved segment its header's name, or its old one when that is taken; also one that a cut-off repair had moved."""
+        fd = self.disk.open(f"{self.folder}/{name}")
+        try:
+            header, _ = read_header(self.disk, fd, name)
+        finally:
+            self.disk.close(fd)
+        right = segment_name(header.first, header.epoch) if header else name.removesuffix(moved)
+        if right in taken:
+            right = name.removesuffix(moved)
+        taken.add(right)
+        self.disk.rename(f"{self.folder}/{name}", f"{self.folder}/{right}")
 
     def set_aside(self, name: str) -> None:
         """Copy a file to ``damaged/`` and make the copy durable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ from .disk import Disk, OsDisk
 from .errors import unreadable_from
 from .format import GAP, RECORDS, SEAL, Epoch, Frame, SegmentHeader, data_offset, no_chain, no_segment, seed_from, segment_of_name
 from .record import Record
-from .survey import Scanner, read_epoch, read_head, read_header, segment_names
+from .survey import Scanner, read_epoch, read_file, read_head, read_header, segment_names
 
+rounds_max = 20  # how often the end is looked at again because a writer has gone on
+tries_max = 5  # how often all is looked at again because a writer has started anew or removed old segments
 damage_max = 1_000  # how many places a report names; what is behind them is found after a repair
 
 
@@ -135,6 +138,7 @@ class _Verification:
         self.decoder = msgspec.msgpack.Decoder(list[Record])
         self.head = read_head(disk, folder)
         self.epoch: Epoch | None = None
+        self.salt: bytes | None = None
         # How the segment before ended: position, chain, and whether its seal promises another.
         self.end: tuple[int, bytes] | None = None
         self.promised = False
@@ -148,34 +152,51 @@ class _Verification:
             self.epoch = read_epoch(self.disk, self.folder)
         except Damaged:
             self.bad("epoch", 0, 512, "the epoch file is not whole")
-        segments = named_segments(self.disk, self.folder)
+        segments = self.listed()
         if self.epoch is None and not self.report.damage and segments:
             self.bad("epoch", 0, 0, "the epoch file is missing beside segments")
-        if self.epoch is not None:
-            self.report.epoch = self.epoch.epoch
-            segments = [s for s in segments if s.first >= self.epoch.first]
-        salt = find_salt(self.epoch, segments)
-        for number, segment in enumerate(segments):
-            bound = segments[number + 1].first if number + 1 < len(segments) else None
-            self.segment(segment, bound, salt)
-            if self.progress is not None:
-                self.progress(number + 1, len(segments))
-        self.ends(segments)
+        self.report.epoch = self.epoch.epoch if self.epoch else 0
+        self.salt = find_salt(self.epoch, segments)
+        kept_from = segments[0].first if segments else None
+        done = 0
+        for _ in range(rounds_max):
+            for segment, following in pairwise(segments[done:]):
+                self.segment(segment, following.first)
+                done += 1
+                self.show(done, segments)
+            before = msgspec.structs.replace(self.report, damage=list(self.report.damage)), self.end, self.promised
+            if segments:
+                self.segment(segments[-1], None)
+            newer = self.listed()
+            if not segments or not newer or newer[-1].name == segments[-1].name:
+                break
+            # A writer has gone on to another segment meanwhile: what was the last one is looked at again, now that its end is known.
+            self.report, self.end, self.promised = before
+            segments = segments[:done] + [s for s in newer if s.first >= segments[-1].first]
+        self.show(len(segments), segments)
+        self.ends(kept_from, segments[-1] if segments else None)
         return self.report
 
-    def segment(self, segment: Named, bound: int | None, salt: bytes | None) -> None:
+    def listed(self) -> list[Named]:
+        return [s for s in named_segments(self.disk, self.folder) if self.epoch is None or s.first >= self.epoch.first]
+
+    def show(self, done: int, segments: list[Named]) -> None:
+        if self.progress is not None:
+            self.progress(done, len(segments))
+
+    def segment(self, segment: Named, bound: int | None) -> None:
         """Check one segment: its header, how it joins the one before, each frame, and where it ends."""
         name, header = segment.name, segment.header
         if header is None or not segment.whole:
             self.bad(name, 0, data_offset, "a copy of the segment's header is not whole" if header else "the segment's header is not whole")
-        if header is not None and (not segment.fits_name or header.salt != salt):
+        if header is not None and (not segment.fits_name or header.salt != self.salt):
             self.bad(name, 0, data_offset, "the segment is not the one its name says, or of another log")
         if self.end is not None and (self.end[0] != segment.first or (header is not None and self.end[1] != header.chain)):
             self.bad(name, 0, data_offset, f"the segment does not follow from position {self.end[0]}, where the one before it ends")
         chain = header.chain if header is not None else chain_before(self.end, segment)
         fd = self.disk.open(f"{self.folder}/{name}")
         try:
-            scanner = Scanner(self.disk, fd, seed_from(salt or b""))
+            scanner = Scanner(self.disk, fd, seed_from(self.salt or b""))
             self.report.segments += 1
             self.report.bytes += scanner.size
             self.frames(name, scanner, segment.first, chain, bound)
@@ -215,19 +236,18 @@ class _Verification:
         else:
             self.bad(name, frame.offset, frame.offset + frame.size, f"a frame of an unknown kind ({frame.kind})")
 
-    def ends(self, segments: list[Named]) -> None:
+    def ends(self, first: int | None, last: Named | None) -> None:
         """Check both ends: what retention noted as first, and what was promised or known to be durable behind the last."""
         report, epoch = self.report, self.epoch
-        report.first = segments[0].first if segments else epoch.first if epoch else 0
+        report.first = first if first is not None else epoch.first if epoch else 0
         report.end = self.end[0] if self.end else report.first
-        if epoch is not None and segments and segments[0].first != epoch.first:
+        if epoch is not None and first is not None and first != epoch.first:
             self.bad("epoch", 0, 512, f"the segment that starts at position {epoch.first} is missing")
-        last = segments[-1] if segments else None
         if epoch is not None and epoch.last != no_segment and (last is None or last.first < epoch.last):
             self.bad("epoch", 0, 512, f"the segment that starts at position {epoch.last} is missing")
         if last is not None and self.promised:
             self.bad(last.name, 0, 0, f"the segment that starts at position {report.end} is missing")
-        if self.head is None and (segments or epoch is not None):
+        if self.head is None and (last is not None or epoch is not None):
             report.notes.append("head is missing or not whole; the next start writes it again")
         elif self.head is not None and self.head.position > report.end:
             missing = f"positions {report.end} to {self.head.position - 1} were durable and are missing"
@@ -239,10 +259,20 @@ def verify(folder: str | Path, progress: Callable[[int, int], None] | None = Non
 
     May run beside a writer. Raises Unreadable when the disk refuses.
     """
-    try:
-        return _Verification(disk or OsDisk(), str(folder), progress).run()
-    except OSError as error:
-        raise unreadable_from(error, folder) from error
+    disk, folder = disk or OsDisk(), str(folder)
+    for tries_left in range(tries_max, -1, -1):
+        try:
+            before = read_file(disk, f"{folder}/epoch")
+            report = _Verification(disk, folder, progress).run()
+            # Only a start, an end or a retention writes the epoch file; then segments come and go that were being looked at.
+            if report.sound or not tries_left or read_file(disk, f"{folder}/epoch") == before:
+                return report
+        except FileNotFoundError as error:
+            if not tries_left:
+                raise unreadable_from(error, folder) from error
+        except OSError as error:
+            raise unreadable_from(error, folder) from error
+    raise AssertionError("the last try returns or raises")
 
 
 class Stats(msgspec.Struct):
