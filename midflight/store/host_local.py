@@ -19,6 +19,7 @@ from ..kit.errors import Locked, MidflightError
 from ..log.record import Record
 from ..sources import Source, load
 from ..sources.source import decode_json, encode_json
+from ..stream import people
 from ..stream import shard as shard_module
 from ..stream.edge import Edge, Prepared
 from ..stream.measures import MEASURES
@@ -78,7 +79,7 @@ class Engine:
         return [self.new_shard() for _ in range(self.config.shards)], first
 
     def _fold_and_shards(self) -> str:
-        return f"{self.signature}/{self.config.shards}"
+        return f"{self.signature}/{people.VERSION}/{self.config.shards}"
 
     def forget(self) -> None:
         """Drop all that is derived, in the store and here, so that the log is folded from its start."""

@@ -8,6 +8,7 @@ from ..config import Attribute
 from ..events import Event
 from .names import Names
 
+VERSION = 1  # of what `snapshot` gives
 parked_max = 100_000  # conversions that wait for their person to be identified
 
 
