@@ -98,19 +98,24 @@ def keys_of(cell: tuple, names: dict) -> dict:
     return {key: names.get(id_, "") for key, id_ in ids.items()} | {"minute": stamp, "hour": hour}
 
 
+@cache
+def told(site: Site) -> list[tuple[int, dict, tuple]]:
+    """Return every cell as its minute, its dimensions by name, and its measures."""
+    names = {(kind, id_): name for kind, id_, name in site.rows("names")}
+    return [(cell[1], keys_of(cell, names), cell[7:]) for cell in site.rows("cells")]
+
+
 def expected(site: Site, by: tuple[str, ...], where: list[tuple[str, str]], first: int, last: int) -> dict:
     """Add up the cells one by one."""
-    names = {(kind, id_): name for kind, id_, name in site.rows("names")}
+    wanted: dict[str, set[str]] = {}
+    for dimension, name in where:
+        wanted.setdefault(dimension, set()).add(name)
     out: dict[tuple, list[int]] = {}
-    for cell in site.rows("cells"):
-        keys = keys_of(cell, names)
-        if not first <= cell[1] <= last:
-            continue
-        if any(keys[d] not in [n for k, n in where if k == d] for d, _ in where):
-            continue
-        sums = out.setdefault(tuple(keys[d] for d in by), [0] * len(MEASURES))
-        for i, n in enumerate(cell[7:]):
-            sums[i] += n
+    for minute, keys, measures in told(site):
+        if first <= minute <= last and all(keys[d] in names for d, names in wanted.items()):
+            sums = out.setdefault(tuple(keys[d] for d in by), [0] * len(MEASURES))
+            for i, n in enumerate(measures):
+                sums[i] += n
     return out
 
 

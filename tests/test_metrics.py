@@ -253,6 +253,29 @@ def test_a_silent_source_is_told_when_its_past_was_busy() -> None:
     assert [f.subject for f in found] == ["ses"]
 
 
+counts = st.integers(0, 10**7)
+
+
+@given(st.lists(st.tuples(counts, counts, counts, counts), max_size=4), counts, counts, counts, counts, counts, counts)
+def test_no_counts_are_too_strange_to_be_judged(groups, actions, machine, actions_before, machine_before, delivered, complained) -> None:
+    """Vendors that leave out deliveries, groups without a past, enormous counts: each gives findings with a chance, or none."""
+    campaign = Campaign(
+        name="odd",
+        providers=tuple(
+            Group(name=str(n), answered=a + b, bounced=a, answered_before=c + d, bounced_before=c) for n, (a, b, c, d) in enumerate(groups)
+        ),
+        actions=actions + machine,
+        machine=machine,
+        actions_before=actions_before + machine_before,
+        machine_before=machine_before,
+        delivered=delivered,
+        complained=complained,
+    )
+    for found in find([campaign]):
+        assert 0 <= found.p <= threshold(1)
+        assert found.text.endswith(".")
+
+
 def test_the_bound_on_false_alarms_is_the_one_that_is_promised() -> None:
     """All comparisons and looks of a day together stay below the promised rate."""
     for comparisons in (1, 7, 50):

@@ -144,7 +144,8 @@ def machines(campaign: Campaign) -> list[Unusual]:
 
 def complaints(campaign: Campaign) -> list[Unusual]:
     """Return a complaint rate that is surely above what mailbox providers put up with."""
-    if campaign.complained < complaints_min or campaign.delivered <= 0:
+    # More complaints than deliveries: the deliveries were not reported, so there is no rate.
+    if campaign.complained < complaints_min or campaign.delivered < campaign.complained:
         return []
     for ceiling, severity in ((complaint_limit, "serious"), (complaint_ceiling, "warning")):
         p = binomial_tail(campaign.complained, campaign.delivered, ceiling)
@@ -205,10 +206,9 @@ def expectation(bad_rest: int, rest: int, bad_own: int, own: int) -> tuple[float
 
 def tail(x: int, n: int, a: float, b: float) -> float:
     """Return P(X >= x) for X beta-binomial(n, a, b), by summing the shorter side of the exact probabilities."""
+    assert x <= n
     if x <= 0:
         return 1.0
-    if x > n:
-        return 0.0
     if x > n / 2:
         return min(1.0, sum_terms(x, n, n, a, b))
     return max(0.0, 1.0 - sum_terms(0, x - 1, n, a, b)) if _likely(x, n, a, b) else min(1.0, sum_terms(x, n, n, a, b))
@@ -241,6 +241,7 @@ def sum_terms(first: int, last: int, n: int, a: float, b: float) -> float:
 
 def binomial_tail(x: int, n: int, p: float) -> float:
     """Return P(X >= x) for X binomial(n, p)."""
+    assert 0 <= x <= n
     if x <= 0:
         return 1.0
     if x <= n * p:

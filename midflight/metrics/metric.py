@@ -117,11 +117,12 @@ class Delay(Metric):
 def share(part: int, whole: int) -> Value:
     """Return part / whole with its Wilson 95 % interval.
 
-    In a short window the part may exceed the whole (today's clicks on last week's mail): then there is no interval.
+    In a short window the part may exceed the whole (today's clicks on last week's mail), or be negative (a verdict of an earlier
+    minute was changed): then there is no interval.
     """
     if whole <= 0:
         return EMPTY
-    if part > whole:
+    if not 0 <= part <= whole:
         return Value(part / whole)
     low, high = wilson(part, whole)
     return Value(part / whole, low, high)

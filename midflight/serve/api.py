@@ -74,7 +74,7 @@ class Site:
             from .history import timeline
         except ImportError:
             return [], "The history is not available in this installation."
-        return timeline(self.config.folder, recipient), None
+        return timeline(self.config.folder, recipient, config=self.config), None
 
 
 def site_of(request: Request) -> Site:
@@ -486,7 +486,7 @@ def replay_record(letter: dict) -> Record:
 
 @reading.get("/v1/people/{address}", responses=answers(models.Person), tags=["people"])
 def person(request: Request, address: Annotated[str, Path(max_length=name_chars_max)]) -> Response:
-    """Everything that happened to one recipient, the newest last."""
+    """What happened to one recipient, the newest first; duplicates left out."""
     recipient = recipient_key(address) or address
     events, note = site_of(request).timeline(recipient)
     return json({"address": address, "recipient": recipient, "events": events, "note": note})

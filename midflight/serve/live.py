@@ -72,9 +72,7 @@ class Pulse:
         minute = view.now_us // minute_us
         rows = view.campaigns(limit=strip_max, since_minute=minute - active_minutes)
         self._read_sparks(view, [row["id"] for row in rows], minute)
-        if self._unusual_minute != minute:
-            self._unusual = unusual_in(view, rows)
-            self._unusual_minute = minute
+        self._judge(view, rows, minute)
         return {
             "at": iso(view.now_us),
             "present": view.present,
@@ -84,6 +82,23 @@ class Pulse:
             "campaigns": [self._campaign(row, minute) for row in rows],
             "unusual": [msgspec.to_builtins(found) for found in self._unusual],
         }
+
+    def _judge(self, view: View, rows: list[dict], minute: int) -> None:
+        """Look for what is unusual, once a minute; except for the first time nobody waits for it."""
+        if self._unusual_minute == minute:
+            return
+        first, self._unusual_minute = not self._unusual_minute, minute
+        if first:
+            self._unusual = unusual_in(view, rows)
+        else:
+            threading.Thread(target=self._judge_later, args=(rows,), daemon=True).start()
+
+    def _judge_later(self, rows: list[dict]) -> None:
+        try:
+            with self.store.view() as view:
+                self._unusual = unusual_in(view, rows)
+        except MidflightError as error:
+            logger.warning("What is unusual could not be judged: %s", error.text())
 
     def _campaign(self, row: dict, minute: int) -> dict:
         spark = self._spark.get(row["id"], {})

@@ -6,7 +6,8 @@ from ..decide.unusual import Campaign, Group, SourceMinutes, Unusual, find
 from ..store.read import View, minute_us
 
 recent_minutes = 15
-before_minutes = 24 * 60
+before_minutes = 6 * 60  # what a provider usually does; longer ago is another day
+silent_minutes_max = 24 * 60  # a source that has been silent for longer is not news
 watched_minutes = 60
 campaigns_max = 20
 
@@ -18,7 +19,7 @@ def unusual_in(view: View, rows: list[dict]) -> list[Unusual]:
 
 
 def campaign_counts(view: View, row: dict, last: int) -> Campaign:
-    """Return a campaign's counts of the last minutes and of the day before them, by provider."""
+    """Return a campaign's counts of the last minutes and of the hours before them, by provider."""
     split = last - recent_minutes + 1
     sql = """SELECT provider, minute >= ?, sum(delivered), sum(bounced_hard + bounced_soft + bounced_block), sum(opens + clicks),
         sum(opens_human + clicks_human) FROM cells WHERE campaign = ? AND minute BETWEEN ? AND ? GROUP BY 1, 2"""
@@ -41,9 +42,9 @@ def campaign_counts(view: View, row: dict, last: int) -> Campaign:
             for id_, g in counts.items()
         ),
         actions=actions[1],
-        machine=actions[1] - people[1],
+        machine=min(actions[1], max(0, actions[1] - people[1])),
         actions_before=actions[0],
-        machine_before=actions[0] - people[0],
+        machine_before=min(actions[0], max(0, actions[0] - people[0])),
         delivered=row["sums"]["delivered"],
         complained=row["sums"]["complained"],
     )
@@ -54,7 +55,7 @@ def source_minutes(view: View, last: int) -> list[SourceMinutes]:
     out = []
     for name in view.source_names():
         last_event = view.last_event_us(name) // minute_us
-        if not last_event or last - last_event > before_minutes:
+        if not last_event or last - last_event > silent_minutes_max:
             continue
         busy = sum(1 for _, _, events, _, _ in view.receipts(name, last_event - watched_minutes + 1, last_event) if events)
         out.append(SourceMinutes(name=name, silent=max(0, last - last_event), busy=busy, watched=watched_minutes))

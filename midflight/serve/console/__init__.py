@@ -16,7 +16,7 @@ def join(app: FastAPI) -> None:
     from .login import entrance
     from .pages import LoginFirst, pages
 
-    app.state.kept = Kept()
+    app.state.kept = Kept(app.state.site.clock)
     app.include_router(pages)
     app.include_router(entrance)
     app.add_exception_handler(LoginFirst, _login_first)

@@ -18,7 +18,7 @@ from ...metrics import Sums
 from ...metrics.metric import formula
 from ...sources import REGISTRY as VENDORS
 from ...store.read import Query as Asked
-from ...store.read import View, add, all_metrics, delay_row, dimension_keys, folded, iso, minute_us, window_of
+from ...store.read import View, add, all_metrics, delay_row, dimension_keys, iso, minute_us, window_of
 from .. import api, models
 from ..auth import Session
 from ..shield import same_origin, session_of
@@ -249,7 +249,7 @@ def campaign(request: Request, session: Session = Depends(visitor)) -> Response:
             delays=(choice.delay,),
         )
         # As long as the campaign's own sums stay the same, so does everything that is made from its cells.
-        key = (choice.link(), view.now_us // minute_us, tuple(row["sums"].values()))
+        key, state = (choice.link(), view.now_us // minute_us), tuple(row["sums"].values())
         return render(
             request,
             "campaign.html",
@@ -267,27 +267,29 @@ def campaign(request: Request, session: Session = Depends(visitor)) -> Response:
             freshness=view.freshness(),
             waiting=view.waiting(choice.name, choice.minutes, waiting_rows),
             sending=_sending(view, row),
-            **request.app.state.kept.get(key, lambda: counted(view, asked, choice, row)),
+            **request.app.state.kept.get(key, state, lambda: counted(view, asked, choice, row)),
             **since(view.now_us),
         )
 
 
 def counted(view: View, asked: Asked, choice: Choice, row: dict) -> dict:
-    """Return everything on a campaign's page that is made from cells and delays; each is walked along once."""
-    both = view.groups(msgspec.structs.replace(asked, by=("variant", choice.by)))
-    by_variant, by_other = folded(both, 0), folded(both, 1)
-    variants = view.answer(msgspec.structs.replace(asked, by=("variant",), rows_max=variants_max), by_variant)
-    names = sorted(view.name("variant", id_) for (id_,) in by_variant)
+    """Return everything on a campaign's page that is made from cells and delays."""
+    by_variant = msgspec.structs.replace(asked, by=("variant",), rows_max=variants_max)
+    groups = view.groups(by_variant)
+    variants = view.answer(by_variant, groups)
     # Rows and colours keep their place while numbers move.
-    slots = {name: slot + 1 for slot, name in enumerate(names[:lines_max])}
     variants["rows"].sort(key=lambda line: line["variant"])
+    slots = {line["variant"]: slot + 1 for slot, line in enumerate(variants["rows"][:lines_max])}
+    by_other = msgspec.structs.replace(
+        asked, by=(choice.by,), rows_max=breakdown_max, metrics=TABLE, measures=("delivered",), delays=(), bare=True
+    )
     return {
         "answer": variants,
         "slots": slots,
         "funnel": funnel(variants["total"], asked.machines),
-        "breakdown": view.answer(msgspec.structs.replace(asked, by=(choice.by,), rows_max=breakdown_max), by_other),
+        "breakdown": view.numbers(by_other),
         "chart": time_chart(view, asked, choice, row, slots),
-        "delays": delay_chart(view, by_variant, choice, slots),
+        "delays": delay_chart(view, groups, choice, slots),
     }
 
 
