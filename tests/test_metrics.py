@@ -218,7 +218,7 @@ def test_a_provider_that_begins_to_bounce_is_named() -> None:
     )
     found = find([Campaign(name="Spring", providers=providers)])
     assert [(f.kind, f.severity, f.subject) for f in found] == [("bounces", "serious", "gmx")]
-    assert found[0].text == "gmx bounces 12.0% of Spring, usually 1.5%."
+    assert found[0].text == "gmx bounces 12.0% of \N{LEFT DOUBLE QUOTATION MARK}Spring\N{RIGHT DOUBLE QUOTATION MARK}, usually 1.5%."
     assert "24 of 200" in found[0].why
 
 

@@ -12,6 +12,7 @@ alarms_a_day = 0.05
 looks_a_day = 24 * 60
 prior_weight = 60.0  # how many messages of its own a group has to show before it outweighs the rest of the campaign
 own_weight_max = 400.0  # days differ more than chance says: a long history counts for no more than this
+counted_max = 20_000
 bounce_points_min = 0.02  # smaller jumps than this are nobody's emergency
 machine_points_min = 0.15
 complaint_ceiling = 0.001  # what Gmail and Yahoo ask senders to stay below
@@ -101,8 +102,10 @@ def bounces(campaign: Campaign) -> list[Unusual]:
             continue
         a, b = expectation(rest_bad, rest, g.bounced_before, g.answered_before)
         usual, now = a / (a + b), g.bounced / g.answered
-        p = tail(g.bounced, g.answered, a, b)
-        if p > limit or now - usual < bounce_points_min:
+        if now - usual < bounce_points_min:
+            continue
+        p = tail(*counted(g.bounced, g.answered), a, b)
+        if p > limit:
             continue
         found.append(
             Unusual(
@@ -125,8 +128,10 @@ def machines(campaign: Campaign) -> list[Unusual]:
         return []
     a, b = expectation(campaign.machine_before, campaign.actions_before, 0, 0)
     usual, now = a / (a + b), campaign.machine / campaign.actions
-    p = tail(campaign.machine, campaign.actions, a, b)
-    if p > threshold(1) or now - usual < machine_points_min:
+    if now - usual < machine_points_min:
+        return []
+    p = tail(*counted(campaign.machine, campaign.actions), a, b)
+    if p > threshold(1):
         return []
     return [
         Unusual(
@@ -204,6 +209,11 @@ def expectation(bad_rest: int, rest: int, bad_own: int, own: int) -> tuple[float
     return a, b
 
 
+def counted(x: int, n: int) -> tuple[int, int]:
+    """Return counts cut down in proportion: more messages than this make nothing surer, as days differ more than chance says."""
+    return (x, n) if n <= counted_max else (x * counted_max // n, counted_max)
+
+
 def tail(x: int, n: int, a: float, b: float) -> float:
     """Return P(X >= x) for X beta-binomial(n, a, b), by summing the shorter side of the exact probabilities."""
     assert x <= n
@@ -258,7 +268,7 @@ def binomial_tail(x: int, n: int, p: float) -> float:
 
 def titled(campaign: Campaign) -> str:
     """Return a campaign's name, or words for mail that belongs to none."""
-    return campaign.name or "mail without a campaign"
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{campaign.name}\N{RIGHT DOUBLE QUOTATION MARK}" if campaign.name else "mail without a campaign"
 
 
 def percent(share: float) -> str:
