@@ -13,8 +13,7 @@ def command() -> None:
     """Make all numbers anew from the log, for instance after a source's mapping has changed; the system has to be stopped."""
     config = load_config()
     with Reader(config.folder / "log") as reader:
-        engine = Engine(config, reader)
-        engine.forget()
+        engine = Engine(config, reader, rebuild=True)
         with Progress(TextColumn("records"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
             bar = progress.add_task("", total=reader.head() - reader.first())
             while done := engine.step():

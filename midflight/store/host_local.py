@@ -15,7 +15,7 @@ import numpy as np
 from ..config import Config
 from ..kit.clock import Clock
 from ..kit.crash import crash_point
-from ..kit.errors import Locked, MidflightError
+from ..kit.errors import ConfigError, Locked, MidflightError
 from ..log.record import Record
 from ..sources import Source, load
 from ..sources.source import decode_json, encode_json
@@ -42,7 +42,8 @@ tries_max = 3
 class Engine:
     """Folds the log. ``step`` does one read, fold and commit; everything it knows can be made again from the log."""
 
-    def __init__(self, config: Config, reader, clock: Clock | None = None) -> None:
+    def __init__(self, config: Config, reader, clock: Clock | None = None, *, rebuild: bool = False) -> None:
+        """Open what is there. ``rebuild`` folds the whole log again, also where that loses numbers older than the log."""
         self.config = config
         self.reader = reader
         self.clock = clock or Clock()
@@ -52,10 +53,14 @@ class Engine:
         self.store = StoreWriter(self.folder / "store.db")
         self.snapshots = Snapshots(self.folder / "snapshots")
         self.snapshots.sweep()
+        if rebuild:
+            self.snapshots.clear()
         self.signature = fold_signature(config)
         self.names = Names()
         self.edge = Edge(load_sources(config), config.dimensions(), self.names)
-        self.committed = self.store.start(self.signature)
+        if not rebuild:
+            self._refuse_to_lose_numbers()
+        self.committed = self.store.start(self.signature, rebuild=rebuild)
         self.store.load_names(self.names)
         self.shards, self.position = self._recover()
         self.careful = Careful(self.folder / "engine.trying", self.committed)
@@ -78,17 +83,18 @@ class Engine:
             logger.error("no usable snapshot, and the log starts at %d: what happened before counts no more for duplicates", first)
         return [self.new_shard() for _ in range(self.config.shards)], first
 
+    def _refuse_to_lose_numbers(self) -> None:
+        """Raise ConfigError where new settings ask for numbers from a log that does not reach back to their start."""
+        made_by = self.store.meta("fold")
+        if made_by not in (None, "", self.signature) and self.reader.first() > 0:
+            raise ConfigError(
+                "The settings `attributes`, `attribution` or `dedup_days` have changed, so all numbers have to be made anew, and the log no longer "
+                "reaches back to the first of them",
+                todo="Set them back, or run `midflight rebuild` and lose the numbers from before the log",
+            )
+
     def _fold_and_shards(self) -> str:
         return f"{self.signature}/{people.VERSION}/{self.config.shards}"
-
-    def forget(self) -> None:
-        """Drop all that is derived, in the store and here, so that the log is folded from its start."""
-        self.snapshots.clear()
-        self.store.empty(self.signature)
-        self.names = Names()
-        self.edge = Edge(self.edge.sources, self.edge.attributes, self.names)
-        self.committed = 0
-        self.shards, self.position = self._recover()
 
     # -- going on --------------------------------------------------------------------------------------------------------------
 

@@ -61,9 +61,9 @@ class StoreWriter:
         row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return default if row is None else row[0]
 
-    def start(self, signature: str) -> int:
+    def start(self, signature: str, *, rebuild: bool = False) -> int:
         """Return the position to go on from; empty everything first if it was made by another fold. 0 for a new store."""
-        if self.meta("version") != VERSION or self.meta("fold") != signature:
+        if rebuild or self.meta("version") != VERSION or self.meta("fold") != signature:
             self.empty(signature)
         return self.meta("position", 0)
 

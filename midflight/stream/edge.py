@@ -130,7 +130,8 @@ class _FlatRows:
         if not numbers:
             return
         bodies = [records[number].body for number in numbers]
-        self.buffer = b"".join(bodies)
+        # Eight bytes more, so that loads of eight at the last byte stay inside.
+        self.buffer = b"".join([*bodies, bytes(8)])
         ends = np.cumsum([len(body) for body in bodies])
         starts = ends - [len(body) for body in bodies]
         counts = np.zeros(len(numbers), np.int64)

@@ -40,6 +40,17 @@ def load8(typingctx, buf, at):
     return types.uint64(buf, types.int64), generate
 
 
+@intrinsic
+def lowest_byte(typingctx, word):
+    """Return which byte, counted from the lowest, holds the lowest bit that is set; the word must not be zero."""
+
+    def generate(context, builder, signature, arguments):
+        zeros = builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
+
+    return types.int64(types.uint64), generate
+
+
 @njit(inline="always")
 def _tail(buf, at, n):
     """Return the n (1 to 8) bytes at `at` as a number."""

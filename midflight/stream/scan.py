@@ -14,7 +14,7 @@ from numba import njit
 from ..events import BOUNCE_CLASSES, KINDS
 from ..sources.source import Flat
 from .fold import inner
-from .hashing import _hash_range, load8
+from .hashing import _hash_range, load8, lowest_byte
 from .providers import OTHER, PROVIDER_DOMAINS
 
 # What a key of the vendor's means to us; its value's place is kept per object under this number.
@@ -40,10 +40,13 @@ _HIGHS = np.uint64(0x8080808080808080)
 
 
 class Keys(NamedTuple):
-    """A vendor's keys and words as hashes, sorted so that a few comparisons find one."""
+    """A vendor's keys and words in the form in which they are found fast."""
 
-    key: np.ndarray  # uint64, sorted
-    role: np.ndarray  # int64
+    slot: np.ndarray  # int64 [256]: a key's number, or -1; the place follows from its ends and length
+    spelling: np.ndarray  # uint8, all keys one after the other
+    span: np.ndarray  # int64 [keys, 2]
+    role: np.ndarray  # int64 [keys]
+    multiplier: np.uint64  # one that gives each key a slot of its own
     kind_word: np.ndarray  # uint64, sorted hashes of the vendor's event names
     kind: np.ndarray  # uint8, the kind of each
     blocked: np.uint64  # hash of the word that makes a bounce a block
@@ -83,17 +86,65 @@ def text_hash(word: str) -> np.uint64:
 
 def keys_of(flat: Flat) -> Keys:
     """Return a vendor's declaration in the form that the scanner takes."""
-    names = [(text_hash(key), ROLES.index(role)) for role, key in flat.keys.items()]
-    names.sort()
+    spelled = [key.encode() for key in flat.keys.values()]
+    ends = np.cumsum([len(key) for key in spelled])
+    # Eight bytes more, so that loads of eight at the last key stay inside.
+    spelling = np.frombuffer(b"".join(spelled) + bytes(8), np.uint8)
+    span = np.column_stack([ends - [len(key) for key in spelled], ends])
     kinds = sorted((text_hash(word), KINDS.index(kind)) for word, kind in flat.kinds.items())
+    multiplier = np.uint64(0x9E3779B97F4A7C15)
+    while True:
+        slots = [int(_slot(spelling, start, end, multiplier)) for start, end in span.tolist()]
+        if len(set(slots)) == len(slots):
+            break
+        with np.errstate(over="ignore"):
+            multiplier = np.uint64(multiplier * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)) | np.uint64(1)
+    slot = np.full(256, -1, np.int64)
+    slot[slots] = np.arange(len(slots))
     return Keys(
-        np.array([h for h, _ in names], np.uint64),
-        np.array([r for _, r in names], np.int64),
+        slot,
+        spelling,
+        span,
+        np.array([ROLES.index(role) for role in flat.keys], np.int64),
+        multiplier,
         np.array([h for h, _ in kinds], np.uint64),
         np.array([k for _, k in kinds], np.uint8),
         text_hash(flat.blocked),
         np.uint8(ord(flat.message_id_ends) if flat.message_id_ends else 0),
     )
+
+
+@njit(cache=True)
+def _slot(buf, start, end, multiplier):
+    """Return the slot (0 to 255) of a key by its first eight bytes, its last eight and its length."""
+    n = end - start
+    first = load8(buf, start)
+    if n < 8:
+        first &= np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - 8 * max(n, 1))
+        last = first
+    else:
+        last = load8(buf, end - 8)
+    mixed = (first ^ (last >> np.uint64(3)) ^ (np.uint64(n) << np.uint64(56))) * multiplier
+    return np.int64(mixed >> np.uint64(56))
+
+
+@inner
+def _role(buf, start, end, keys):
+    """Return the role of the key that stands at [start, end), or -1."""
+    if end == start or start + 8 > buf.size:
+        return -1
+    number = keys.slot[_slot(buf, start, end, keys.multiplier)]
+    if number < 0:
+        return -1
+    at = keys.span[number, 0]
+    if keys.span[number, 1] - at != end - start:
+        return -1
+    while start < end:
+        if buf[start] != keys.spelling[at]:
+            return -1
+        start += 1
+        at += 1
+    return keys.role[number]
 
 
 _providers = sorted((text_hash(domain), number) for domain, number in PROVIDER_DOMAINS.items())
@@ -130,15 +181,16 @@ def _string(buf, at, end):
     start = at
     wide = False
     while True:
-        while at + 8 <= end:
+        while at + 8 <= buf.size:
             word = load8(buf, at)
             quote = word ^ (_ONES * np.uint64(0x22))
             slash = word ^ (_ONES * np.uint64(0x5C))
             rubout = word ^ (_ONES * np.uint64(0x7F))
-            # The high bit of a byte is set where it is zero; a byte below 0x20 borrows.
+            # The high bit of a byte is set where the byte needs a look; a borrow may set higher ones wrongly, never the lowest.
             hit = ((quote - _ONES) & ~quote) | ((slash - _ONES) & ~slash) | ((rubout - _ONES) & ~rubout)
-            hit |= (word - _ONES * np.uint64(0x20)) & ~word
-            if (hit | word) & _HIGHS:
+            hit = (hit | ((word - _ONES * np.uint64(0x20)) & ~word) | word) & _HIGHS
+            if hit:
+                at += lowest_byte(hit)
                 break
             at += 8
         if at >= end:
@@ -156,6 +208,7 @@ def _string(buf, at, end):
             if at >= end:
                 return -1, TEXT
             byte = buf[at]
+            # Escapes of one letter; those by number are left to the real parser.
             if not (
                 byte == 0x22 or byte == 0x5C or byte == 0x2F or byte == 0x62 or byte == 0x66 or byte == 0x6E or byte == 0x72 or byte == 0x74
             ):
@@ -284,7 +337,7 @@ def _object(buf, at, end, keys, place, types, stack):
         close, kind = _string(buf, at + 1, end)
         if close < 0 or kind != TEXT:
             return -1
-        role = _find(keys.key, _hash_range(buf, at + 1, close)[0])
+        role = _role(buf, at + 1, close, keys)
         at = _space(buf, close + 1, end)
         if at >= end or buf[at] != 58:
             return -1
@@ -299,8 +352,7 @@ def _object(buf, at, end, keys, place, types, stack):
         if at < 0:
             return -1
         if role >= 0:
-            r = keys.role[role]
-            place[r, 0], place[r, 1], types[r] = start, stop, kind
+            place[role, 0], place[role, 1], types[role] = start, stop, kind
         at = _space(buf, at, end)
         if at >= end:
             return -1
