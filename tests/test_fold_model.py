@@ -15,8 +15,8 @@ from midflight.events import Event
 from midflight.log.record import Record
 from midflight.sandbox.truth import truth
 from midflight.stream.edge import Edge
-from midflight.stream.names import Names
 from midflight.stream.measures import MEASURES
+from midflight.stream.names import Names
 from midflight.stream.providers import PROVIDERS, providers_of
 from midflight.stream.shard import Shard
 
@@ -105,7 +105,8 @@ def history(rng: random.Random) -> list[Event]:
         who = rng.choice(people)
         at = START_US + rng.choice([rng.randrange(6_000_000), rng.randrange(600_000_000), rng.randrange(86_400_000_000)])
         kind = rng.choice(
-            ["sent", "delivered", "opened", "opened", "clicked", "clicked", "clicked", "bounced", "converted", "identified", "paged", "complained",
+            ["sent", "delivered", "opened", "opened", "clicked", "clicked", "clicked", "bounced", "converted", "identified",
+             "paged", "complained",
              "unsubscribed", "deferred", "unknown"]
         )  # fmt: skip
         event = Event(source="esp", event_id=f"e{number}", kind=kind, occurred_at_us=at, recipient=who)

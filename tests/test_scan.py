@@ -17,12 +17,16 @@ from midflight.stream.names import Names
 
 AT_US = 1_790_000_000_000_000
 ODD_VALUES = [
-    None, True, False, 0, -1, -0, 3, 1e3, 1.5, 2**53 + 1, 2**63, 10**25, "", " ", "a b", "é", " é", "é ", "x\u00e9y", "\u4e2d\u6587", "a\u00a0", "\u200b", "\x00", "\x7f",
-    "line\nbreak", 'quo"te', "back\\slash", "sla/sh", [], {}, ["a", {"b": [1, 2.5, None]}], {"deep": [[[["x"]]]]}, "A" * 500, "tag:x", "campaign:zzz",
+    None, True, False, 0, -1, -0, 3, 1e3,
+    1.5, 2**53 + 1, 2**63, 10**25, "", " ", "a b", "é", " é", "é ", "x\u00e9y", "\u4e2d\u6587", "a\u00a0", "\u200b", "\x00", "\x7f",
+    "line\nbreak", 'quo"te', "back\\slash",
+    "sla/sh", [], {}, ["a", {"b": [1, 2.5, None]}], {"deep": [[[["x"]]]]}, "A" * 500,
+    "tag:x", "campaign:zzz",
 ]  # fmt: skip
 KEYS = [
-    "email", "timestamp", "event", "sg_event_id", "sg_message_id", "url", "useragent", "ip", "type", "sg_machine_open", "category", "campaign",
-    "variant", "wave", "singlesend_name", "marketing_campaign_name", "marketing_campaign_version", "smtp-id", "unrelated", "url_offset",
+    "email", "timestamp", "event", "sg_event_id", "sg_message_id", "url", "useragent", "ip", "type", "sg_machine_open", "category",
+    "campaign", "variant", "wave", "singlesend_name", "marketing_campaign_name", "marketing_campaign_version",
+    "smtp-id", "unrelated", "url_offset",
 ]  # fmt: skip
 
 
@@ -39,9 +43,12 @@ def item(rng: random.Random) -> dict:
         "sg_message_id": rng.choice(["abc.filter1.2", "abc", f"m{rng.randrange(9)}.x"]),
     }
     extra = {
-        "campaign": "spring", "variant": rng.choice("AB"), "wave": rng.choice(["1", 2]), "ip": rng.choice(["1.2.3.4", "209.222.82.1"]),
-        "useragent": rng.choice(["Mozilla/5.0", "Mozilla/5.0 (Windows NT 10.0)", "curl/8", "x GoogleImageProxy"]), "url": "https://x.example/?a=1&b=2",
-        "type": rng.choice(["bounce", "blocked"]), "sg_machine_open": rng.random() < 0.5, "category": rng.choice(["t", ["campaign:c", "x"], []]),
+        "campaign": "spring", "variant": rng.choice("AB"), "wave": rng.choice(["1", 2]),
+        "ip": rng.choice(["1.2.3.4", "209.222.82.1"]),
+        "useragent": rng.choice(["Mozilla/5.0", "Mozilla/5.0 (Windows NT 10.0)", "curl/8", "x GoogleImageProxy"]),
+        "url": "https://x.example/?a=1&b=2",
+        "type": rng.choice(["bounce", "blocked"]), "sg_machine_open": rng.random() < 0.5,
+        "category": rng.choice(["t", ["campaign:c", "x"], []]),
         "url_offset": {"index": 0, "type": "html"}, "response": "250 ok", "unrelated": rng.choice(ODD_VALUES), "singlesend_name": "single",
     }  # fmt: skip
     event |= {key: extra[key] for key in rng.sample(list(extra), rng.randrange(len(extra)))}
@@ -113,7 +120,8 @@ def test_fast_and_slow_reading_agree_on_ordinary_odd_and_damaged_batches(monkeyp
 
 ORDINARY = {
     "email": "ada@example.com", "timestamp": AT_US // 1_000_000, "event": "click", "sg_event_id": "e1", "sg_message_id": "abc.filter1.2",
-    "url": "https://x.example", "useragent": "Mozilla/5.0 (X11)", "ip": "1.2.3.4", "campaign": "c", "variant": "A", "wave": 1, "category": ["x"],
+    "url": "https://x.example", "useragent": "Mozilla/5.0 (X11)", "ip": "1.2.3.4", "campaign": "c", "variant": "A", "wave": 1,
+    "category": ["x"],
     "url_offset": {"index": 0, "type": "html"}, "name": "Zoë",
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..events import Event
-from .source import Malformed, Request, Source, as_dict, decode_json, number_us, text, texts
+from .source import Malformed, Request, Source, as_dict, decode_items, decode_json, number_us, text, texts
 
 # Brevo's words without blanks, dashes and underscores, in lower case: it spells `hard_bounce`, `hardBounce` and `Hard Bounced`.
 # Kind, bounce class, reason.
@@ -41,7 +41,7 @@ class Brevo(Source):
     shape = "either"
 
     def items(self, request: Request) -> list:
-        body = decode_json(request.body)
+        body = decode_items(request.body)
         if isinstance(body, dict):
             # The shape of a batch is not documented in full: a list, or one under either of these names.
             batch = body.get("events") if isinstance(body.get("events"), list) else body.get("items")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..events import Event
-from .source import Malformed, Request, Source, as_dict, decode_json, number_us, text
+from .source import Malformed, Request, Source, as_dict, decode_items, decode_json, number_us, text
 
 KINDS = {
     "sent": "delivered",  # the recipient's server has taken it
@@ -38,7 +38,7 @@ class Mailjet(Source):
     shape = "either"
 
     def items(self, request: Request) -> list:
-        body = decode_json(request.body)
+        body = decode_items(request.body)
         items = body if isinstance(body, list) else [as_dict(body)]
         if items and not any(isinstance(item, dict) and "event" in item for item in items):
             inbound = isinstance(items[0], dict) and "Sender" in items[0]

@@ -20,7 +20,7 @@ from .source import (
     Source,
     as_dict,
     b64_bytes,
-    decode_json,
+    decode_items,
     header_bytes_max,
     number_us,
     text,
@@ -118,7 +118,7 @@ class SendGrid(Source):
         return with_headers(request, {TIMESTAMP: signed_at, SIGNATURE: base64.b64encode(signature).decode()})
 
     def items(self, request: Request) -> list:
-        items = decode_json(request.body)
+        items = decode_items(request.body)
         if not isinstance(items, list):
             raise Malformed("SendGrid sends an array of events", got=type(items).__name__)
         return items

@@ -16,6 +16,7 @@ import msgspec
 
 from ..events import Bad, Event, Parsed, clean
 from ..kit.errors import ConfigError, MidflightError, nearest
+from ..kit.pieces import NoPieces, pieces
 
 depth_max = 32  # nesting of a JSON body
 header_bytes_max = 8192  # a longer signature header is refused unread
@@ -91,8 +92,8 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Flat(NamedTuple):
     """A vendor's batches, where they are arrays of flat objects: enough for compiled code to read the ordinary ones.
 
-    ``keys`` gives the vendor's key for a role: event_id, recipient, at_s (whole unix seconds), kind, message_id, url, user_agent, ip, bounce,
-    machine, tags; campaign, variant and wave, each with its second choices campaign2, campaign3, variant2, wave2.
+    ``keys`` gives the vendor's key for a role: event_id, recipient, at_s (whole unix seconds), kind, message_id, url, user_agent, ip,
+    bounce, machine, tags; campaign, variant and wave, each with its second choices campaign2, campaign3, variant2, wave2.
     """
 
     keys: dict[str, str]
@@ -139,6 +140,12 @@ class Source:
             config = msgspec.convert(settings, cls.Config)
         except msgspec.ValidationError as error:
             raise ConfigError(f"Source `{name}`: {error}", where=f"$.sources.{name}") from None
+        if config.secrets and not cls.signs:
+            raise ConfigError(
+                f"Source `{name}`: {cls.label} signs nothing, so `secrets` would protect nothing",
+                where=f"$.sources.{name}.secrets",
+                todo="Set `basic_auth`, `bearer` or `headers` as the vendor lets you",
+            )
         if not (config.secrets or config.basic_auth or config.bearer or config.headers or config.unsigned):
             raise ConfigError(
                 f"Source `{name}` would accept anybody's requests",
@@ -251,6 +258,9 @@ class Source:
         """Turn vendor events into ours; one that cannot be read is set aside and stops no other."""
         parsed = Parsed()
         for index, item in enumerate(items):
+            if isinstance(item, Broken):
+                parsed.bad.append(Bad(index, "malformed", item.detail, item.raw))
+                continue
             try:
                 made = self.events(item, request)
             except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
@@ -309,7 +319,17 @@ def at_path(event: Event, path: str) -> str:
 
 def content_id(event: Event) -> str:
     """Return a content hash for an event whose vendor gives no id (reference: event, message, recipient, raw time, url)."""
-    parts = (event.kind, event.bounce_class, event.agent, event.message_id, event.recipient.lower(), str(event.occurred_at_us), event.url, event.order_id, event.name)
+    parts = (
+        event.kind,
+        event.bounce_class,
+        event.agent,
+        event.message_id,
+        event.recipient.lower(),
+        str(event.occurred_at_us),
+        event.url,
+        event.order_id,
+        event.name,
+    )
     return "h:" + blake2b("\x1f".join(parts).encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
@@ -344,6 +364,34 @@ def decode_json(body: bytes | str) -> object:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed(f"The body is not JSON: {error or type(error).__name__}"[:200]) from None
+
+
+class Broken(NamedTuple):
+    """One element of an array that is not JSON, among others that are."""
+
+    raw: bytes
+    detail: str
+
+
+def decode_items(body: bytes) -> object:
+    """Decode like `decode_json`; in an array of which some elements are no JSON, these are Broken and the others are read."""
+    try:
+        return decode_json(body)
+    except Malformed as whole:
+        try:
+            found = [_piece(piece) for piece in pieces(body)]
+        except NoPieces:
+            raise whole from None
+        if all(isinstance(item, Broken) for item in found):
+            raise
+        return found
+
+
+def _piece(piece: bytes) -> object:
+    try:
+        return decode_json(piece)
+    except Malformed as error:
+        return Broken(piece, error.text()[:300])
 
 
 def encode_json(item: object) -> bytes:
@@ -393,10 +441,11 @@ def number_us(value: object) -> int:
     """
     if isinstance(value, str):
         try:
-            value = float(value) if "." in value else int(value)
+            value = float(value) if "." in value or len(value) > 20 else int(value)
         except ValueError:
             return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= int_max:
+        # Also what is infinite, and what is not a number at all.
         return 0
     scale = 1 if value > 1e14 else 1000 if value > 1e11 else 1_000_000
     us = value * scale if isinstance(value, int) else round(value * scale)

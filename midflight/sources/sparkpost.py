@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..events import Event
-from .source import Malformed, Request, Source, SourceConfig, as_dict, at_path, decode_json, iso_us, number_us, sub, text, texts
+from .source import Malformed, Request, Source, SourceConfig, as_dict, at_path, decode_items, iso_us, number_us, sub, text, texts
 
 KINDS = {
     "injection": "queued",
@@ -78,7 +78,7 @@ class SparkPost(Source):
     Config = SparkPostConfig
 
     def items(self, request: Request) -> list:
-        items = decode_json(request.body)
+        items = decode_items(request.body)
         if not isinstance(items, list):
             raise Malformed("SparkPost sends an array of events", got=type(items).__name__)
         if items and not any(isinstance(item, dict) and "msys" in item for item in items):

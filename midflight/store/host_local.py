@@ -88,8 +88,8 @@ class Engine:
         made_by = self.store.meta("fold")
         if made_by not in (None, "", self.signature) and self.reader.first() > 0:
             raise ConfigError(
-                "The settings `attributes`, `attribution` or `dedup_days` have changed, so all numbers have to be made anew, and the log no longer "
-                "reaches back to the first of them",
+                "The settings `attributes`, `attribution` or `dedup_days` have changed, so all numbers have to be made anew, "
+                "and the log no longer reaches back to the first of them",
                 todo="Set them back, or run `midflight rebuild` and lose the numbers from before the log",
             )
 

@@ -91,7 +91,7 @@ class StoreWriter:
             for effect in effects:
                 self._cells(effect)
                 self._clickers(effect, prepared)
-            self._duplicates(prepared, effects)
+            self._marks(prepared, effects)
             self._receipts(prepared, effects)
             self._dead(prepared, conflicts)
             self._meta({"position": prepared.next_position, "log_time_us": prepared.log_time_us})
@@ -143,9 +143,10 @@ class StoreWriter:
             list(zip(*columns, names, strict=True)),
         )
 
-    def _duplicates(self, prepared: Prepared, effects: list[Effects]) -> None:
-        rows = [row for effect in effects for row in effect.duplicates.tolist() if prepared.item[row] >= 0]
-        marks = [(int(prepared.position[row]), int(prepared.item[row]), "duplicate") for row in rows]
+    def _marks(self, prepared: Prepared, effects: list[Effects]) -> None:
+        found = [("duplicate", row) for effect in effects for row in effect.duplicates.tolist()]
+        found += [("conflict", row) for effect in effects for row in effect.conflicts.tolist()]
+        marks = [(int(prepared.position[row]), int(prepared.item[row]), mark) for mark, row in found if prepared.item[row] >= 0]
         self.db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", marks)
 
     def _receipts(self, prepared: Prepared, effects: list[Effects]) -> None:
