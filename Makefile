@@ -50,6 +50,8 @@ $(RUN): requirements.lock pyproject.toml | $(BIN)/python
 	@echo "installing what requirements.lock names"
 	@$(PIP) --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --no-index -e .
+	@echo "compiling the hot loops, once"
+	@$(BIN)/midflight compile
 	@touch $@
 
 $(TEST): requirements-test.lock pyproject.toml | $(BIN)/python
