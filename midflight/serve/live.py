@@ -70,7 +70,7 @@ class Pulse:
 
     def _read(self, view: View, now_s: float) -> dict:
         minute = view.now_us // minute_us
-        rows = view.campaigns(limit=strip_max, since_minute=minute - active_minutes)
+        rows = [row for row in view.campaigns(limit=strip_max, since_minute=minute - active_minutes) if row["name"] or mailed(row["sums"])]
         self._read_sparks(view, [row["id"] for row in rows], minute)
         self._judge(view, rows, minute)
         return {
@@ -140,6 +140,11 @@ def events_per_minute(view: View, minute: int) -> list[int]:
         for at, _, events, _, _ in view.receipts(source, first, minute):
             counts[at - first] += events
     return counts
+
+
+def mailed(sums: dict[str, int]) -> bool:
+    """Whether any mail is behind these sums; who only visits a site or is identified makes no campaign."""
+    return any(sums[name] for name in ("queued", "sent", "delivered", "opens", "clicks", "bounced_hard", "bounced_soft", "bounced_block"))
 
 
 def key_rates(measures: dict[str, int], *, machines: bool) -> dict[str, float | None]:

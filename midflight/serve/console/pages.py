@@ -34,10 +34,12 @@ BOUNCED = ("bounced_hard", "bounced_soft", "bounced_block")
 TABLE = ("open_rate", "click_rate", "click_to_open", "conversion_rate", "revenue_per_thousand")
 BESIDE = ("bounce_rate", "complaint_rate", "unsubscribe_rate", "click_to_conversion", "revenue_per_thousand", "machine_share")
 DELAY_KINDS = {"open": "to open", "click": "to click", "conversion": "click to conversion"}
-WAITS = (5, 15, 30, 60, 240, 1440)
+WAITS = (1, 5, 15, 30, 60, 240, 1440)
 CAMPAIGN_MEASURES = ("queued", "sent", "delivered", "opened", "opened_human", "clicked", "clicked_human", "converted", *BOUNCED)
 CHART_STEPS = (1, 2, 5, 10, 15, 30, 60, 180, 360, 720, 1440)
 chart_minutes_min = 60
+chart_young_min = 10
+young_minutes = 15
 chart_points_max = 150
 variants_max = 50
 lines_max = 6
@@ -114,7 +116,10 @@ def tiles(state: dict) -> dict:
     total = Sums()
     for row in state["campaigns"]:
         add(total, Sums(measures=row["measures"]))
+    young = not any(any(row["spark"][:-young_minutes]) for row in state["campaigns"])
     return {
+        # While nothing is older than some minutes, an hour would be a flat line.
+        "minutes": young_minutes if young else 60,
         "moving": sum(1 for row in state["campaigns"] if any(row["spark"][-5:])),
         "active": len(state["campaigns"]),
         "machine_share": all_metrics()["machine_share"].compute(total).value,
@@ -266,6 +271,7 @@ def campaign(request: Request, session: Session = Depends(visitor)) -> Response:
             keys=[key for key in keys if key not in ("campaign", "variant")],
             freshness=view.freshness(),
             waiting=view.waiting(choice.name, choice.minutes, waiting_rows),
+            clicked_since=view.waiting(choice.name, 0, 0)["count"],
             sending=_sending(view, row),
             **request.app.state.kept.get(key, state, lambda: counted(view, asked, choice, row)),
             **since(view.now_us),
@@ -319,6 +325,8 @@ def time_chart(view: View, asked: Asked, choice: Choice, row: dict, slots: dict[
         measures = (f"{choice.show}_human",)
     last = asked.window.last
     first = min(asked.window.first or row["first"], last - chart_minutes_min + 1)
+    # A young campaign has no hour to show.
+    first = min(max(first, row["first"] - 1), last - chart_young_min + 1)
     step = next((s for s in CHART_STEPS if (last - first) / s <= chart_points_max), CHART_STEPS[-1])
     first = max(first, last - step * chart_points_max)
     window = msgspec.structs.replace(asked.window, name="chart", first=first)
