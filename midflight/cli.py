@@ -9,6 +9,7 @@ import typer
 
 from . import __version__, commands
 from .kit.errors import MidflightError
+from .supervise import end_with_supervisor
 
 
 class Commands(typer.core.TyperGroup):
@@ -64,6 +65,7 @@ def config_first(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave the process: 0 done, 1 the command says no, 2 an operator's mistake, said in one line."""
+    end_with_supervisor()
     try:
         app(config_first(sys.argv[1:] if arguments is None else arguments), prog_name="midflight")
     except MidflightError as error:

@@ -13,9 +13,6 @@ runs them), ``store/read.py`` and ``serve/api.py`` (numbers become answers).
 
 from __future__ import annotations
 
-import signal
-import threading
-
 from .config import Config
 
 
@@ -28,13 +25,9 @@ def door(config: Config) -> None:
 
 def engine(config: Config) -> None:
     """Follow the log: records become events, events fold into shards, shards emit changes of cells, the store keeps them."""
-    from .log import Reader
-    from .store.host_local import Engine
+    from .store.host_local import run_engine
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    Engine(config, Reader(config.folder / "log")).run(stop.is_set)
+    run_engine(config)
 
 
 def console(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -12,6 +13,10 @@ from collections.abc import Callable
 drain_s_max = 10.0
 backoff_s_max = 10.0
 steady_s = 30.0  # a process that lived this long is started again at once
+refused_status = 2  # an operator's mistake, said in the process's own line
+refusals_max = 3
+SUPERVISED = "MIDFLIGHT_SUPERVISED"  # holds the supervisor's process id
+_PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -23,10 +28,12 @@ class Child:
         self.started_at = 0.0
         self.start_again_at = 0.0
         self.quick_deaths = 0
+        self.refusals = 0
 
     def start(self, now: float) -> None:
         # In a session of its own, so that Ctrl-C reaches only the supervisor, which then ends all of them in order.
-        self.process = subprocess.Popen([sys.executable, "-m", "midflight", self.name], start_new_session=True)
+        environment = os.environ | {SUPERVISED: str(os.getpid())}
+        self.process = subprocess.Popen([sys.executable, "-m", "midflight", self.name], start_new_session=True, env=environment)
         self.started_at = now
 
     def died(self, now: float) -> int | None:
@@ -36,6 +43,7 @@ class Child:
         status = self.process.returncode
         self.process = None
         self.quick_deaths = 0 if now - self.started_at > steady_s else self.quick_deaths + 1
+        self.refusals = self.refusals + 1 if status == refused_status else 0
         self.start_again_at = now + min(0.2 * 2**self.quick_deaths if self.quick_deaths else 0.0, backoff_s_max)
         return status
 
@@ -47,6 +55,7 @@ class Supervisor:
         self.children = [Child(name) for name in names]
         self.say = say
         self.stopping = False
+        self.status = 0
 
     def run(self, while_running: Callable[[], bool] | None = None) -> int:
         """Run until SIGTERM, SIGINT or until ``while_running()`` is false; return an exit status. A second signal ends at once."""
@@ -61,10 +70,10 @@ class Supervisor:
         for child in self.children:
             status = child.died(now)
             if status is not None:
-                # Status 2 is an operator's mistake, said in the child's own line: trying again cannot help.
-                if status == 2 and child.quick_deaths >= 2:
+                # Trying yet again cannot help.
+                if child.refusals >= refusals_max:
                     self.say(f"{child.name} cannot start; its own line above says why")
-                    self.stopping = True
+                    self.stopping, self.status = True, refused_status
                     return
                 self.say(f"{child.name} ended ({reason(status)}) and is started again")
             if child.process is None and now >= child.start_again_at:
@@ -91,7 +100,7 @@ class Supervisor:
         self._kill()
         if late:
             self.say(f"killed after {drain_s_max:.0f} s: {', '.join(late)}")
-        return 1 if late else 0
+        return self.status or (1 if late else 0)
 
     def _kill(self) -> None:
         for child in self.children:
@@ -103,3 +112,12 @@ class Supervisor:
 def reason(status: int) -> str:
     """Return how a process ended, in words."""
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def end_with_supervisor() -> None:
+    """Have the kernel end this process when its supervisor is gone: the next supervisor finds ports and locks free."""
+    supervisor = os.environ.get(SUPERVISED, "")
+    if supervisor:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(supervisor):
+            os.kill(os.getpid(), signal.SIGTERM)

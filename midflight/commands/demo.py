@@ -49,7 +49,6 @@ def command(
     say(f"webhooks  http://{config.door.host}:{config.door.port}/in/NAME; settings and data are in {folder}")
     show = Show(config, folder, recipients, campaigns, minutes, rounds, seed)
     threading.Thread(target=show.run, name="sandbox", daemon=True).start()
-    os.environ["MIDFLIGHT_SUPERVISED"] = "1"
     status = Supervisor(list(flow.PROCESSES), lambda line: say(f"midflight: {line}")).run(while_running=lambda: not show.over)
     sys.exit(status or show.status)
 

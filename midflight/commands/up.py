@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from .. import flow
@@ -21,5 +20,4 @@ def command() -> None:
     print(f"console   {base_url(config)}/", flush=True)
     if link:
         print(f"There is no user yet. Make the first one here, within a day: {link}", flush=True)
-    os.environ["MIDFLIGHT_SUPERVISED"] = "1"
     sys.exit(Supervisor(list(flow.PROCESSES), lambda line: print(f"midflight: {line}", file=sys.stderr, flush=True)).run())

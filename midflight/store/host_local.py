@@ -7,16 +7,19 @@ import hashlib
 import logging
 import os
 import signal
+import sys
+import threading
 from pathlib import Path
 
+import apsw
 import msgspec
 import numpy as np
 
 from ..config import Config
 from ..kit.clock import Clock
 from ..kit.crash import crash_point
-from ..kit.errors import ConfigError, Locked, MidflightError
-from ..log.record import Record
+from ..kit.errors import ConfigError, Damaged, Locked, MidflightError
+from ..log import NotKept, Reader, Record, Unreadable
 from ..sources import Source, load
 from ..sources.source import decode_json, encode_json
 from ..stream import people
@@ -26,9 +29,9 @@ from ..stream.measures import MEASURES
 from ..stream.names import Names
 from ..stream.parsed import Dead
 from ..stream.shard import Effects, Shard
-from .schema import VERSION
+from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
-from .write import StoreWriter
+from .write import DAMAGE, StoreWriter, is_damage, set_aside
 
 logger = logging.getLogger("midflight.engine")
 
@@ -37,6 +40,22 @@ commit_every_s = 0.1
 snapshot_every_s = 300.0
 snapshot_records_min = 1_000
 tries_max = 3
+snapshot_s_max = 5.0  # how long an engine that ends waits for a snapshot in the making
+behind_s_max = 30.0
+failed_status = 74  # EX_IOERR: the disk, or what is on it; the next start may go better
+
+
+def run_engine(config: Config) -> None:
+    """Run until SIGTERM or SIGINT. Raises MidflightError for what only a person can mend, SystemExit (74) for what may pass."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        Engine(config, Reader(config.folder / "log")).run(stop.is_set)
+    except (OSError, apsw.Error, Damaged, Unreadable, NotKept) as error:
+        # What is in memory may be ahead of the store by now. A new start takes up where the last commit was.
+        logger.error("the engine ends and starts again from its last commit: %s", " ".join(str(error).split()) or type(error).__name__)
+        sys.exit(failed_status)
 
 
 class Engine:
@@ -50,7 +69,7 @@ class Engine:
         self.folder = config.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = own(self.folder / "engine.lock")
-        self.store = StoreWriter(self.folder / "store.db")
+        self.store = self._sound_store()
         self.snapshots = Snapshots(self.folder / "snapshots")
         self.snapshots.sweep()
         if rebuild:
@@ -62,11 +81,36 @@ class Engine:
             self._refuse_to_lose_numbers()
         self.committed = self.store.start(self.signature, rebuild=rebuild)
         self.store.load_names(self.names)
+        self._fold_is = f"{self.signature}/{people.VERSION}/{config.shards}/{self.store.meta('epoch')}"
+        self._log_time_us = self.store.meta("log_time_us", 0)
+        self._buried = self.store.buried()
+        self.snapshots.clear(after=self.committed)
         self.shards, self.position = self._recover()
         self.careful = Careful(self.folder / "engine.trying", self.committed)
         self._snapshot_at = self.clock.monotonic_s() + snapshot_every_s
         self._snapshot_position = self.position
         self._child = 0
+        self._behind_since_s = 0.0
+
+    def _sound_store(self) -> StoreWriter:
+        """Open the store. A damaged one is set aside by name, and a new one is made from the log."""
+        path = self.folder / "store.db"
+        try:
+            store = StoreWriter(path)
+            found = store.damage()
+            if not found:
+                return store
+            store.close()
+        except DAMAGE as error:
+            if not is_damage(error):
+                raise
+            found = str(error)
+        aside = set_aside(path)
+        logger.error("store.db is damaged (%s) and is set aside as %s; all numbers are made anew from the log", found, aside.name)
+        first = self.reader.first()
+        if first:
+            logger.error("the log starts at position %d: numbers from before it are only in %s", first, aside.name)
+        return StoreWriter(path)
 
     def new_shard(self) -> Shard:
         return Shard(self.config.attribution.click_window_minutes * 60_000_000, self.config.retention.dedup_days)
@@ -74,7 +118,7 @@ class Engine:
     def _recover(self) -> tuple[list[Shard], int]:
         """Return the shards and their position: from a snapshot not newer than the store, else empty at the log's start."""
         first = self.reader.first()
-        found = self.snapshots.load(self._fold_and_shards(), self.committed, self.new_shard)
+        found = self.snapshots.load(self._fold_is, self.committed, self.new_shard)
         if found:
             header, shards = found
             self.edge.load(header.edge)
@@ -93,41 +137,64 @@ class Engine:
                 todo="Set them back, or run `midflight rebuild` and lose the numbers from before the log",
             )
 
-    def _fold_and_shards(self) -> str:
-        return f"{self.signature}/{people.VERSION}/{self.config.shards}"
-
     # -- going on --------------------------------------------------------------------------------------------------------------
 
     def step(self, bytes_max: int = batch_bytes_max) -> int:
         """Fold what is there, at most one batch; return how many records that was."""
         self._reap()
-        if self.careful.active:
-            bytes_max = 1
-        records = self.reader.read(self.position, bytes_max)
-        if self.position < self.committed:
-            # These are in the store already: the shards have to see them, the store has not.
-            records = [record for record in records if record.position < self.committed]
-        elif self.careful.active:
-            records = [record for record in records[:1] if not self._is_poison(record)]
-        if records:
+        again = self.position < self.committed
+        one_by_one = self.careful.active and not again
+        records = self.reader.read(self.position, 1 if one_by_one else bytes_max)
+        if records and again:
+            self._fold_again(records)
+        elif records and one_by_one:
+            records = records[:1]
+            self._fold_carefully(records[0])
+        elif records:
             self._fold(records)
         self._maybe_snapshot()
         return len(records)
 
     def _fold(self, records: list[Record]) -> None:
-        if self.careful.active and self.position >= self.committed:
-            self.careful.trying(records[0].position)
-        prepared = self.edge.prepare(records)
-        crash_point("before_fold")
-        effects = self.apply(prepared)
-        crash_point("before_commit")
-        if prepared.next_position > self.committed:
+        try:
+            prepared = self.edge.prepare(records)
+            crash_point("before_fold")
+            effects = self.apply(prepared)
+            crash_point("before_commit")
             self.store.commit(prepared, effects, self.names, conflict_letters(prepared, effects, records))
             crash_point("after_commit")
-            self.committed = prepared.next_position
+            self.position = self.committed = prepared.next_position
             self.careful.went_well()
             self._note_freshness(records)
-        self.position = prepared.next_position
+        except (OSError, apsw.Error):
+            # It is the disk's fault and not the records'.
+            self.careful.forget()
+            raise
+
+    def _fold_again(self, records: list[Record]) -> None:
+        """Show the shards what the store has already: all but what was set aside because it ends the process."""
+        known = [record for record in records if record.position < self.committed]
+        if known and known[-1].at_us > self._log_time_us:
+            raise Damaged(
+                "This log is not the one that store.db was made from",
+                expected=f"nothing newer than {self._log_time_us} before position {self.committed}",
+                got=known[-1].at_us,
+                where=str(self.folder / "log"),
+                todo="Put back what belongs together, or run `midflight rebuild`",
+            )
+        readable = [record for record in known if record.position not in self._buried]
+        if readable:
+            self.apply(self.edge.prepare(readable))
+        # A repair of the log may have given up what was between.
+        self.position = known[-1].position + 1 if known else self.committed
+
+    def _fold_carefully(self, record: Record) -> None:
+        """Fold one record and remember the try, or bury the record if it has ended this process several times."""
+        if self.careful.is_poison(record.position):
+            self._bury(record)
+        else:
+            self.careful.trying(record.position)
+            self._fold([record])
 
     def apply(self, prepared: Prepared) -> list[Effects]:
         """Give every shard its rows; the recipient's key decides which."""
@@ -151,6 +218,7 @@ class Engine:
         while not stop():
             started = self.clock.monotonic_s()
             if not self.step():
+                self._look_for_the_end()
                 self.clock.sleep_s(0.01)
                 continue
             left = commit_every_s - (self.clock.monotonic_s() - started)
@@ -158,8 +226,23 @@ class Engine:
                 self.clock.sleep_s(left)
         self.close()
 
+    def _look_for_the_end(self) -> None:
+        """Raise Damaged where the log ends before what the store has of it: new records would pass for known ones."""
+        now, end = self.clock.monotonic_s(), self.reader.head()
+        if not 0 < end < self.position:
+            self._behind_since_s = now
+        elif now - self._behind_since_s > behind_s_max:
+            raise Damaged(
+                "The log ends before what store.db was made from",
+                expected=f"position {self.position} or later",
+                got=end,
+                where=str(self.folder / "log"),
+                todo="Put back what belongs together, or run `midflight rebuild`",
+            )
+
     def close(self) -> None:
-        self._reap(wait=True)
+        self._end_snapshot()
+        self.careful.forget()
         self.store.close()
         self._lock.close()
 
@@ -167,7 +250,7 @@ class Engine:
 
     def snapshot(self) -> None:
         """Write a snapshot of now and wait for it."""
-        header = Header(self._fold_and_shards(), self.position, len(self.shards), self.edge.snapshot())
+        header = Header(self._fold_is, self.position, len(self.shards), self.edge.snapshot())
         self.snapshots.save(header, self.shards)
         self._snapshot_position = self.position
 
@@ -183,33 +266,44 @@ class Engine:
             code = 1
             try:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                # If the engine is killed meanwhile, its successor must not find the lock taken.
+                self._lock.close()
                 os.nice(10)
                 self.snapshot()
                 code = 0
             finally:
                 os._exit(code)
 
-    def _reap(self, wait: bool = False) -> None:
+    def _reap(self, flags: int = os.WNOHANG) -> None:
         if self._child:
-            pid, status = os.waitpid(self._child, 0 if wait else os.WNOHANG)
+            pid, status = os.waitpid(self._child, flags)
             if pid:
                 if status:
                     # The state is safe in the log; only a restart would take longer.
                     logger.warning("a snapshot could not be written (status %d); is the disk full?", status)
                 self._child = 0
 
+    def _end_snapshot(self) -> None:
+        until = self.clock.monotonic_s() + snapshot_s_max
+        self._reap()
+        while self._child and self.clock.monotonic_s() < until:
+            self.clock.sleep_s(0.02)
+            self._reap()
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+            self._reap(0)
+
     # -- what is out of the ordinary -------------------------------------------------------------------------------------------
 
-    def _is_poison(self, record: Record) -> bool:
-        """Bury a record that has ended this process several times, so that it blocks no other."""
-        if not self.careful.is_poison(record.position):
-            return False
-        dead = Dead(record.position, -1, record.source, "ended_the_engine", f"tried {tries_max} times", record.body, record.at_us)
+    def _bury(self, record: Record) -> None:
+        """Set a record aside as a dead letter, unread, so that it blocks no other."""
+        dead = Dead(record.position, -1, record.source, ENDED, f"tried {tries_max} times", record.body, record.at_us)
         prepared = self.edge.prepare([])._replace(dead=[dead], next_position=record.position + 1, log_time_us=record.at_us)
         self.store.commit(prepared, [], self.names, [])
+        self._buried.add(record.position)
         self.committed = self.position = record.position + 1
+        self.careful.went_well()
         logger.error("record %d of source %s ended the engine %d times and is set aside", record.position, record.source, tries_max)
-        return True
 
     def _note_freshness(self, records: list[Record]) -> None:
         now = self.clock.now_us()
@@ -220,22 +314,26 @@ class Engine:
 
 
 class Careful:
-    """Remembers across crashes of the process which position it is at, to find the record that ends it."""
+    """Remembers across crashes of the process which position it is at, to find the record that ends it.
+
+    After several starts at one position records are folded one by one, each noted before it is tried.
+    """
 
     def __init__(self, path: Path, position: int) -> None:
         self.path = path
-        self.tries: dict[str, int] = {}
-        if path.exists():
-            try:
-                self.tries = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
-            except msgspec.DecodeError:
-                self.tries = {}
-        starts = self.tries.get(f"start {position}", 0) + 1
-        self.active = starts > tries_max
-        self.tries = {**{k: n for k, n in self.tries.items() if k.startswith("record ")}, f"start {position}": starts}
-        self._save()
-        self._noted = True
+        found = self._noted()
+        starts = found.get(f"start {position}", 0) + 1
+        self.tries = {f"start {position}": starts, **{k: n for k, n in found.items() if k.startswith("record ")}}
+        self.active = starts > tries_max or len(self.tries) > 1
         self._left = 1000
+        self._save()
+
+    def _noted(self) -> dict[str, int]:
+        try:
+            return msgspec.json.decode(self.path.read_bytes(), type=dict[str, int])
+        except (FileNotFoundError, msgspec.DecodeError):
+            # What a power cut spoiled was only a count.
+            return {}
 
     def trying(self, position: int) -> None:
         self.tries[f"record {position}"] = self.tries.get(f"record {position}", 0) + 1
@@ -248,13 +346,13 @@ class Careful:
         """A commit succeeded: normal speed again, after a while if there had been trouble."""
         if self.active:
             self._left -= 1
-            self.tries = {}
-            if self._left > 0:
-                return
-            self.active = False
-        if self._noted:
-            self.path.unlink(missing_ok=True)
-            self._noted = False
+            self.active = self._left > 0
+        if self.tries:
+            self.forget()
+
+    def forget(self) -> None:
+        self.tries = {}
+        self.path.unlink(missing_ok=True)
 
     def _save(self) -> None:
         part = self.path.with_suffix(".part")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..stream.measures import MEASURES
 
 VERSION = 1
+ENDED = "ended_the_engine"  # why a record is a dead letter that was never read
 
 _KEY = "campaign INTEGER, minute INTEGER, variant INTEGER, wave INTEGER, provider INTEGER, source INTEGER, segment INTEGER"
 _KEY_NAMES = "campaign, minute, variant, wave, provider, source, segment"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import xxhash
 
 from ..kit.crash import crash_point
 from ..stream.shard import Shard
+
+logger = logging.getLogger("midflight.engine")
 
 MAGIC = b"MFSNAP01"
 kept_max = 2
@@ -67,7 +70,8 @@ class Snapshots:
     def save(self, header: Header, shards: list[Shard]) -> None:
         """Write a snapshot durably; an interrupted one leaves only a file that is swept later."""
         final = self.folder / f"{header.position:020d}.snap"
-        part = final.with_suffix(".part")
+        # An engine that was killed may have left a child that still writes one for the same position.
+        part = final.with_suffix(f".{os.getpid()}.part")
         with part.open("wb", buffering=0) as file:
             out = _Summed(file)
             head = msgspec.msgpack.encode(header)
@@ -89,9 +93,11 @@ class Snapshots:
         for part in self.folder.glob("*.part"):
             part.unlink(missing_ok=True)
 
-    def clear(self) -> None:
+    def clear(self, after: int = -1) -> None:
+        """Remove the snapshots beyond a position: a store that is older than they are gives its names other numbers from there on."""
         for path in self.folder.glob("*.snap"):
-            path.unlink()
+            if int(path.stem) > after:
+                path.unlink()
 
     def load(self, signature: str, position_max: int, make) -> tuple[Header, list[Shard]] | None:
         """Return the newest snapshot of that fold at or before a position, or None. ``make()`` gives an empty shard."""
@@ -114,22 +120,35 @@ class Snapshots:
     def _read(self, path: Path, signature: str, make) -> tuple[Header, list[Shard]] | None:
         """Return a snapshot if every byte is as written and it is of this fold; a damaged one is set aside by name."""
         try:
+            # Nothing that a flipped bit could have made huge is believed before the whole file is proven.
+            _prove(path)
             with path.open("rb", buffering=0) as file:
                 source = _Summed(file)
                 if source.read(len(MAGIC)) != MAGIC:
                     raise ValueError("not a snapshot")
                 (size,) = struct.unpack("<Q", source.read(8))
-                if size > path.stat().st_size:
-                    raise ValueError("impossible header size")
                 header = msgspec.msgpack.decode(source.read(size), type=Header)
                 if header.signature != signature:
                     return None
                 shards = [make() for _ in range(header.shards)]
                 for shard in shards:
                     shard.read(source)
-                if file.read(17) != source.hash.digest():
-                    raise ValueError("checksum does not fit")
                 return header, shards
-        except (ValueError, msgspec.DecodeError, struct.error, MemoryError, OverflowError):
-            path.rename(path.with_suffix(".damaged"))
+        except (ValueError, msgspec.DecodeError, struct.error, OSError) as error:
+            aside = path.with_suffix(".damaged")
+            path.rename(aside)
+            logger.warning("a snapshot is damaged (%s) and is set aside as %s; the log has all that was in it", error, aside)
             return None
+
+
+def _prove(path: Path) -> None:
+    """Raise ValueError unless a file ends with the checksum of all that is before it."""
+    left = path.stat().st_size - 16
+    if left < len(MAGIC) + 8:
+        raise ValueError("it is cut short")
+    with path.open("rb", buffering=0) as file:
+        source = _Summed(file)
+        while left > 0 and (part := source.read(min(left, _chunk))):
+            left -= len(part)
+        if file.read(17) != source.hash.digest():
+            raise ValueError("its checksum does not fit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from ..stream.measures import FRESHNESS_EDGES_MS, MEASURES
 from ..stream.names import Names
 from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
-from .schema import SCHEMA, VERSION
+from .schema import ENDED, SCHEMA, VERSION
 
 _KEY = ("campaign", "minute", "variant", "wave", "provider", "source", "segment")
 _DERIVED = ("meta", "names", "cells", "delays", "campaigns", "clickers", "dead", "receipts", "drops", "freshness", "marks")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 minutes_of_freshness_max = 7 * 24 * 60
+# A schema that no longer reads as one is an SQLError.
+DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.IOError)
 
 
 def _upsert(table: str, key: Iterable[str], sums: Iterable[str]) -> str:
@@ -49,11 +52,20 @@ class StoreWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.db = apsw.Connection(str(path))
-        self.db.set_busy_timeout(10_000)
-        self.db.execute("PRAGMA journal_mode = WAL")
-        self.db.execute("PRAGMA synchronous = FULL")
-        self.db.execute("PRAGMA cache_size = -65536")
-        self.db.execute(SCHEMA)
+        try:
+            self.db.set_busy_timeout(10_000)
+            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute("PRAGMA synchronous = FULL")
+            self.db.execute("PRAGMA cache_size = -65536")
+            self.db.execute(SCHEMA)
+        except apsw.Error:
+            self.db.close(True)
+            raise
+
+    def damage(self) -> str:
+        """Look at every page; return what is wrong with the first bad one, or nothing."""
+        found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        return "" if found == "ok" else " ".join(found.split())
 
     # -- where we are --------------------------------------------------------------------------------------------------------
 
@@ -73,13 +85,18 @@ class StoreWriter:
             for table in _DERIVED:
                 self.db.execute(f"DROP TABLE IF EXISTS {table}")
             self.db.execute(SCHEMA)
-            self._meta({"version": VERSION, "fold": signature, "position": 0, "log_time_us": 0})
+            # The numbers of names differ from one making to the next, so snapshots belong to one making: the epoch tells which.
+            self._meta({"version": VERSION, "fold": signature, "position": 0, "log_time_us": 0, "epoch": os.urandom(8).hex()})
             providers = [("provider", number, name) for number, name in enumerate(PROVIDERS) if number]
             self.db.executemany("INSERT INTO names VALUES (?, ?, ?)", providers)
 
     def load_names(self, names: Names) -> None:
         for kind, number, name in self.db.execute("SELECT kind, id, name FROM names WHERE kind <> 'provider'"):
             names.load(kind, number, name)
+
+    def buried(self) -> set[int]:
+        """Return the positions of the records that were never read because they end the process."""
+        return {position for (position,) in self.db.execute("SELECT position FROM dead WHERE reason = ?", (ENDED,))}
 
     # -- one step ------------------------------------------------------------------------------------------------------------
 
@@ -207,3 +224,20 @@ def message_ids(message: np.ndarray, recipient: np.ndarray) -> np.ndarray:
     """Return a signed 64-bit id per message: vendors give one message id to several recipients."""
     with np.errstate(over="ignore"):
         return mix.py_func(message ^ (recipient * np.uint64(0x9E3779B97F4A7C15))).view(np.int64)
+
+
+def is_damage(error: apsw.Error) -> bool:
+    """Tell whether an error says that bytes are not as they were written, and not that they cannot be read just now."""
+    return not isinstance(error, apsw.IOError) or error.extendedresult in (apsw.SQLITE_IOERR_DATA, apsw.SQLITE_IOERR_SHORT_READ)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a store and what belongs to it, so that nothing overwrites it; return its new name."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    # The store itself first: nobody opens one that is not there.
+    for ending in ("", "-wal", "-shm"):
+        if (part := path.with_name(path.name + ending)).exists():
+            part.rename(aside.with_name(aside.name + ending))
+    return aside
