@@ -27,7 +27,7 @@ from ..events import recipient_key
 from ..kit.clock import Clock
 from ..kit.counters import Counters
 from ..kit.errors import MidflightError, NotFound, nearest
-from ..log.record import Record
+from ..log import NotKept, Reader, Record
 from ..metrics.metric import formula
 from ..sources import REGISTRY as VENDORS
 from ..store.read import Query as Asked
@@ -398,9 +398,16 @@ def source_rows(site: Site, view: View) -> list[dict]:
     return rows
 
 
+def door_url(config: Config) -> str:
+    """Return where the door is reached from outside."""
+    host = f"[{config.door.host}]" if ":" in config.door.host else config.door.host
+    return config.door.public_url.rstrip("/") or f"http://{host}:{config.door.port}"
+
+
 def webhook_url(config: Config, name: str) -> str:
-    base = config.door.public_url.rstrip("/") or f"http://{config.door.host}:{config.door.port}"
-    return f"{base}/in/{name}"
+    """Return what a vendor has to be given; Segment's libraries know the rest of the path themselves, `/v1/track` is the first."""
+    kind = config.sources.get(name, {}).get("kind")
+    return f"{door_url(config)}/v1/track" if kind == "segment" else f"{door_url(config)}/in/{name}"
 
 
 def secret_state(settings: dict) -> dict:
@@ -464,21 +471,33 @@ def replay_letters(site: Site, wanted: models.Replay) -> int:
                 raise NotFound("No such dead letter", where="letters", todo="`GET /v1/dead` lists them")
         else:
             found, _ = view.dead(source=wanted.source, state=0, limit=replay_max)
-    records = [replay_record(letter) for letter in found if letter["state"] != 1]
+    with Reader(site.config.folder / "log") as log:
+        records = [replay_record(letter, log) for letter in found if letter["state"] != 1]
     doorlink.append(site.config, records)
     site.counters.add("dead_replayed_total", count=len(records))
     return len(records)
 
 
-def replay_record(letter: dict) -> Record:
-    """Return the record that asks for one dead letter to be parsed again, as of its first receipt."""
+def replay_record(letter: dict, log: Reader) -> Record:
+    """Return the record that asks for one dead letter to be parsed again, as it was first received: with the same headers and URL."""
     raw = letter["raw"] if isinstance(letter["raw"], bytes) else str(letter["raw"] or "").encode()
+    first = first_receipt(letter["position"], log)
     headers = {
+        **(first.headers if first else {}),
         "midflight-position": str(letter["position"]),
         "midflight-item": str(letter["item"]),
         "midflight-at-us": str(letter["at_us"]),
     }
-    return Record("replay", letter["source"], 0, headers, raw)
+    return Record("replay", letter["source"], 0, headers, raw, first.url if first else "")
+
+
+def first_receipt(position: int, log: Reader) -> Record | None:
+    """Return the record at a position; None where the log no longer has it."""
+    try:
+        records = log.read(position, 1)
+    except NotKept:
+        return None
+    return next((record for record in records if record.position == position), None)
 
 
 # -- people --------------------------------------------------------------------------------------------------------------
