@@ -32,7 +32,7 @@ from midflight.kit.counters import Counters
 from midflight.log.record import Record
 from midflight.metrics import REGISTRY, Sums
 from midflight.metrics.metric import quantile
-from midflight.serve.api import create_app, openapi
+from midflight.serve.api import create_app, openapi, webhook_url
 from midflight.serve.auth import Access, TooManyTries, WrongCredentials, demo_user, setup_url
 from midflight.serve.live import Crowded, Hub, readers_max, waiting_max
 from midflight.store.read import Query, Store, Unknown, WrongQuery, window_of
@@ -403,6 +403,16 @@ def test_sources_tell_their_state_and_no_secret(site: Site) -> None:
     with site.client("admin") as client:
         for path in [p for p, ops in openapi()["paths"].items() if "get" in ops and "{" not in p and p != "/v1/stream"]:
             assert "not-shown" not in client.get(path, params={"campaign": SPRING} if path == "/v1/waiting" else {}).text, path
+
+
+def test_the_address_to_copy_is_one_the_door_answers(tmp_path: Path) -> None:
+    """A vendor's address is `/in/NAME`; calls in Segment's format go to `/v1/track`; without a public URL it is this machine's."""
+    config = sample_config(tmp_path)
+    config.sources["site"] = {"kind": "segment"}
+    assert webhook_url(config, "site") == "https://hooks.example.com/v1/track"
+    assert webhook_url(config, "staging") == "https://hooks.example.com/in/staging"
+    config.door.public_url = ""
+    assert webhook_url(config, "staging") == "http://127.0.0.1:8400/in/staging"
 
 
 def test_dead_letters_are_told_with_reason_and_bytes(site: Site) -> None:

@@ -140,7 +140,9 @@ def _us(at: str | int | None) -> int:
 def first_steps(site: api.Site) -> dict:
     """Return what an empty console says to do: where webhooks go, and a line that tries it."""
     urls = [{"source": name, "url": api.webhook_url(site.config, name)} for name in site.config.sources]
-    tried = urls[0]["url"] if urls else f"http://{site.config.door.host}:{site.config.door.port}/in/sendgrid"
+    # A GET shows that the door is reached; calls in Segment's format have no such answer.
+    answering = [url["url"] for url in urls if "/in/" in url["url"]]
+    tried = answering[0] if answering else f"{api.door_url(site.config)}/health"
     return {"urls": urls, "try": f"curl -i {tried}", "settings": SETTINGS}
 
 
