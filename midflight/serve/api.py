@@ -470,7 +470,10 @@ def replay_letters(site: Site, wanted: models.Replay) -> int:
             if len(found) < len(wanted.letters):
                 raise NotFound("No such dead letter", where="letters", todo="`GET /v1/dead` lists them")
         else:
-            found, _ = view.dead(source=wanted.source, state=0, limit=replay_max)
+            # Those never tried come first; those that stayed bad again after a parser or a setting was mended.
+            found = [letter for state in (0, 2) for letter in view.dead(source=wanted.source, state=state, limit=replay_max)[0]][
+                :replay_max
+            ]
     with Reader(site.config.folder / "log") as log:
         records = [replay_record(letter, log) for letter in found if letter["state"] != 1]
     doorlink.append(site.config, records)

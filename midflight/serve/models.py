@@ -184,7 +184,7 @@ class LetterId(Closed):
 
 
 class Replay(Closed):
-    """Which dead letters to parse again: these, or the newest waiting ones of a source."""
+    """Which dead letters to parse again: these, or those of a source that are not read yet, at most 1000 at once."""
 
     letters: list[LetterId] = Field(default=[], max_length=1000)
     source: str | None = Field(default=None, max_length=200)
