@@ -1,0 +1,1 @@
+"""Measurements of this machine: `make bench` runs them all and writes bench/results.json and docs/performance.md."""
