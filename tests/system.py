@@ -21,6 +21,7 @@ import msgspec
 from midflight.config import Config, load_config
 from midflight.kit.clock import Clock, VirtualClock
 from midflight.log import Reader, Record, Writer
+from midflight.sandbox.audience import DIMENSION_NAMES
 from midflight.sandbox.manners import Manners
 from midflight.sandbox.play import Game, play
 from midflight.sandbox.settings import kinds, read_keys, sandbox_config, sandbox_sources, write_files
@@ -294,7 +295,7 @@ def position(store: Path) -> int:
         db.close()
 
 
-def pictured(store: Path, attributes: tuple[str, ...] = ()) -> dict[str, list]:
+def pictured(store: Path, attributes: tuple[str, ...] = DIMENSION_NAMES) -> dict[str, list]:
     """Return all that a store derived from the log, sorted, with names instead of their numbers.
 
     Left out are freshness, which is wall time, and rows in which everything is zero. Duplicates are counted at the minute of the batch

@@ -69,6 +69,14 @@ class Engine:
         self.folder = config.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = own(self.folder / "engine.lock")
+        try:
+            self._open(rebuild)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, rebuild: bool) -> None:
+        config = self.config
         self.store = self._sound_store()
         self.snapshots = Snapshots(self.folder / "snapshots")
         self.snapshots.sweep()
@@ -90,7 +98,7 @@ class Engine:
         self._snapshot_at = self.clock.monotonic_s() + snapshot_every_s
         self._snapshot_position = self.position
         self._child = 0
-        self._behind_since_s = 0.0
+        self._behind_since_s = self.clock.monotonic_s()
 
     def _sound_store(self) -> StoreWriter:
         """Open the store. A damaged one is set aside by name, and a new one is made from the log."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import apsw
+import apsw.sqlite_extra
 import numpy as np
 
 from ..stream.edge import Prepared
@@ -21,6 +24,7 @@ _KEY = ("campaign", "minute", "variant", "wave", "provider", "source", "segment"
 _DERIVED = ("meta", "names", "cells", "delays", "campaigns", "clickers", "dead", "receipts", "drops", "freshness", "marks")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 minutes_of_freshness_max = 7 * 24 * 60
+checksum_bytes = 8
 # A schema that no longer reads as one is an SQLError.
 DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.IOError)
 
@@ -51,7 +55,10 @@ class StoreWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.db = apsw.Connection(str(path))
+        self.db = apsw.Connection(str(path), vfs=checking_vfs())
+        # The room that each page of a new store leaves for its checksum; an older store stays as it is.
+        room = ctypes.c_int(checksum_bytes)
+        self.db.file_control("main", apsw.SQLITE_FCNTL_RESERVE_BYTES, ctypes.addressof(room))
         try:
             self.db.set_busy_timeout(10_000)
             self.db.execute("PRAGMA journal_mode = WAL")
@@ -63,7 +70,7 @@ class StoreWriter:
             raise
 
     def damage(self) -> str:
-        """Look at every page; return what is wrong with the first bad one, or nothing."""
+        """Look at every page and its checksum; return what is wrong with the first bad one, or nothing."""
         found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
         return "" if found == "ok" else " ".join(found.split())
 
@@ -224,6 +231,20 @@ def message_ids(message: np.ndarray, recipient: np.ndarray) -> np.ndarray:
     """Return a signed 64-bit id per message: vendors give one message id to several recipients."""
     with np.errstate(over="ignore"):
         return mix.py_func(message ^ (recipient * np.uint64(0x9E3779B97F4A7C15))).view(np.int64)
+
+
+@cache
+def checking_vfs() -> str | None:
+    """Return SQLite's layer that puts a checksum into every page and compares it at each reading; None where it was not built."""
+    try:
+        with apsw.Connection(":memory:") as db:
+            default = apsw.vfs_names()[0]
+            apsw.sqlite_extra.load(db, "cksumvfs")
+            # Loading makes it everybody's.
+            apsw.set_default_vfs(default)
+    except apsw.sqlite_extra.NotAvailable:
+        return None
+    return "cksmvfs"
 
 
 def is_damage(error: apsw.Error) -> bool:
