@@ -140,10 +140,10 @@ def _has_room(cells, need):
 @njit(inline="always")
 def _dims(m, messages, provider):
     return (
-        np.uint64(messages.variant[m]) << np.uint64(48)
-        | np.uint64(messages.wave[m]) << np.uint64(32)
+        np.uint64(messages[m].variant) << np.uint64(48)
+        | np.uint64(messages[m].wave) << np.uint64(32)
         | np.uint64(provider) << np.uint64(16)
-        | np.uint64(messages.source[m])
+        | np.uint64(messages[m].source)
     )
 
 
@@ -161,23 +161,23 @@ def _judge(nodes, first):
     delivered = np.int64(-1)
     node = first
     while node != NIL:
-        if nodes.what[node] == M_DELIVERED:
-            delivered = nodes.at[node]
-        if nodes.what[node] >= OPEN:
-            nodes.agent[node] = nodes.base[node] & 3
-        node = nodes.next[node]
+        if nodes[node].what == M_DELIVERED:
+            delivered = nodes[node].at
+        if nodes[node].what >= OPEN:
+            nodes[node].agent = nodes[node].base & 3
+        node = nodes[node].next
     if delivered >= 0:
         node = first
         while node != NIL:
-            if nodes.what[node] >= OPEN and nodes.base[node] == HUMAN:
-                if abs(nodes.at[node] - delivered) < too_soon_us:
-                    nodes.agent[node] = MACHINE
-            node = nodes.next[node]
+            if nodes[node].what >= OPEN and nodes[node].base == HUMAN:
+                if abs(nodes[node].at - delivered) < too_soon_us:
+                    nodes[node].agent = MACHINE
+            node = nodes[node].next
     node = first
     while node != NIL:
-        if nodes.what[node] == CLICK and _is_burst(nodes, node):
+        if nodes[node].what == CLICK and _is_burst(nodes, node):
             _mark_burst(nodes, node)
-        node = nodes.next[node]
+        node = nodes[node].next
 
 
 @inner
@@ -185,30 +185,30 @@ def _is_burst(nodes, last):
     """Whether the clicks from `last` back for burst_us have enough distinct links (the list is latest first)."""
     distinct = 0
     node = last
-    while node != NIL and nodes.at[last] - nodes.at[node] <= burst_us:
-        if nodes.what[node] == CLICK:
+    while node != NIL and nodes[last].at - nodes[node].at <= burst_us:
+        if nodes[node].what == CLICK:
             fresh = True
             other = last
             while other != node:
-                if nodes.what[other] == CLICK and nodes.url[other] == nodes.url[node]:
+                if nodes[other].what == CLICK and nodes[other].url == nodes[node].url:
                     fresh = False
                     break
-                other = nodes.next[other]
+                other = nodes[other].next
             if fresh:
                 distinct += 1
                 if distinct >= burst_urls_min:
                     return True
-        node = nodes.next[node]
+        node = nodes[node].next
     return False
 
 
 @inner
 def _mark_burst(nodes, last):
     node = last
-    while node != NIL and nodes.at[last] - nodes.at[node] <= burst_us:
-        if nodes.what[node] == CLICK and nodes.base[node] & SURE == 0:
-            nodes.agent[node] = MACHINE
-        node = nodes.next[node]
+    while node != NIL and nodes[last].at - nodes[node].at <= burst_us:
+        if nodes[node].what == CLICK and nodes[node].base & SURE == 0:
+            nodes[node].agent = MACHINE
+        node = nodes[node].next
 
 
 @njit(inline="always")
@@ -218,11 +218,11 @@ def _delay_base(nodes, first):
     delivered = np.int64(-1)
     node = first
     while node != NIL:
-        if nodes.what[node] == M_DELIVERED:
-            delivered = nodes.at[node]
-        elif nodes.what[node] == M_SENT:
-            sent = nodes.at[node]
-        node = nodes.next[node]
+        if nodes[node].what == M_DELIVERED:
+            delivered = nodes[node].at
+        elif nodes[node].what == M_SENT:
+            sent = nodes[node].at
+        node = nodes[node].next
     return delivered if delivered >= 0 else sent
 
 
@@ -232,9 +232,9 @@ def _first_human_click(nodes, first):
     found = np.int64(-1)
     node = first
     while node != NIL:
-        if nodes.what[node] == CLICK and nodes.agent[node] != MACHINE:
-            found = nodes.at[node]
-        node = nodes.next[node]
+        if nodes[node].what == CLICK and nodes[node].agent != MACHINE:
+            found = nodes[node].at
+        node = nodes[node].next
     return found
 
 
@@ -242,18 +242,18 @@ def _first_human_click(nodes, first):
 def _contribute(cells, state, m, sign):
     """Add (or with sign -1 take out) everything that message m contributes."""
     messages, nodes = state.messages, state.nodes
-    r = messages.recipient[m]
-    k1 = _dims(m, messages, state.recipients.provider[r])
-    k2 = state.recipients.segment[r]
-    campaign = messages.campaign[m]
-    first = messages.nodes[m]
+    r = messages[m].recipient
+    k1 = _dims(m, messages, state.recipients[r].provider)
+    k2 = state.recipients[r].segment
+    campaign = messages[m].campaign
+    first = messages[m].nodes
     opened = np.int64(-1)
     opened_human = np.int64(-1)
     clicked = np.int64(-1)
     clicked_human = np.int64(-1)
     node = first
     while node != NIL:
-        at, what, agent = nodes.at[node], nodes.what[node], nodes.agent[node]
+        at, what, agent = nodes[node].at, nodes[node].what, nodes[node].agent
         row = _cell(cells, _at(campaign, at), k1, k2)
         if what == OPEN:
             opened = at
@@ -271,7 +271,7 @@ def _contribute(cells, state, m, sign):
                 cells.value[row, M_CLICKS_HUMAN] += sign
         else:
             cells.value[row, what] += sign
-        node = nodes.next[node]
+        node = nodes[node].next
     base = _delay_base(nodes, first)
     if opened >= 0:
         cells.value[_cell(cells, _at(campaign, opened), k1, k2), M_OPENED] += sign
@@ -293,13 +293,13 @@ def _contribute(cells, state, m, sign):
 @inner
 def _counts(conversions, c):
     """Whether conversion c counts: not if an earlier one has the same order id. The list is latest first."""
-    if conversions.order[c] == 0:
+    if conversions[c].order == 0:
         return True
-    other = conversions.next[c]
+    other = conversions[c].next
     while other != NIL:
-        if conversions.order[other] == conversions.order[c]:
+        if conversions[other].order == conversions[c].order:
             return False
-        other = conversions.next[other]
+        other = conversions[other].next
     return True
 
 
@@ -309,17 +309,17 @@ def _credited(state, r, at, window_us):
     messages, nodes = state.messages, state.nodes
     best = NIL
     best_at = np.int64(-1)
-    m = state.recipients.messages[r]
+    m = state.recipients[r].messages
     while m != NIL:
-        node = messages.nodes[m]
+        node = messages[m].nodes
         while node != NIL:
-            if nodes.what[node] == CLICK and nodes.agent[node] != MACHINE and nodes.at[node] <= at:
-                clicked = nodes.at[node]
-                if at - clicked <= window_us and (clicked > best_at or (clicked == best_at and messages.key[m] > messages.key[best])):
+            if nodes[node].what == CLICK and nodes[node].agent != MACHINE and nodes[node].at <= at:
+                clicked = nodes[node].at
+                if at - clicked <= window_us and (clicked > best_at or (clicked == best_at and messages[m].key > messages[best].key)):
                     best, best_at = m, clicked
                 break  # latest first: the rest is earlier
-            node = nodes.next[node]
-        m = messages.next[m]
+            node = nodes[node].next
+        m = messages[m].next
     return best
 
 
@@ -327,37 +327,37 @@ def _credited(state, r, at, window_us):
 def _contribute_conversions(cells, state, r, window_us, sign):
     """Add or take out what the recipient's conversions contribute."""
     messages, conversions = state.messages, state.conversions
-    c = state.recipients.conversions[r]
+    c = state.recipients[r].conversions
     while c != NIL:
         if _counts(conversions, c):
-            at = conversions.at[c]
+            at = conversions[c].at
             m = _credited(state, r, at, window_us)
-            provider = state.recipients.provider[r]
-            k2 = state.recipients.segment[r]
+            provider = state.recipients[r].provider
+            k2 = state.recipients[r].segment
             if m == NIL:
-                k1 = np.uint64(provider) << np.uint64(16) | np.uint64(conversions.source[c])
+                k1 = np.uint64(provider) << np.uint64(16) | np.uint64(conversions[c].source)
                 row = _cell(cells, _at(0, at), k1, k2)
             else:
                 k1 = _dims(m, messages, provider)
-                row = _cell(cells, _at(messages.campaign[m], at), k1, k2)
+                row = _cell(cells, _at(messages[m].campaign, at), k1, k2)
                 if _first_of_message(state, r, c, m, window_us):
                     cells.value[row, M_CONVERTED] += sign
-                    clicked = _first_human_click(state.nodes, messages.nodes[m])
-                    _delay(cells, _at(messages.campaign[m], at), k1, k2, 2, at - clicked, sign)
+                    clicked = _first_human_click(state.nodes, messages[m].nodes)
+                    _delay(cells, _at(messages[m].campaign, at), k1, k2, 2, at - clicked, sign)
             cells.value[row, M_CONVERSIONS] += sign
-            cells.value[row, M_REVENUE] += sign * conversions.value[c]
-        c = conversions.next[c]
+            cells.value[row, M_REVENUE] += sign * conversions[c].value
+        c = conversions[c].next
 
 
 @inner
 def _first_of_message(state, r, c, m, window_us):
     """Whether no earlier conversion that counts is credited to message m."""
     conversions = state.conversions
-    other = conversions.next[c]
+    other = conversions[c].next
     while other != NIL:
-        if _counts(conversions, other) and _credited(state, r, conversions.at[other], window_us) == m:
+        if _counts(conversions, other) and _credited(state, r, conversions[other].at, window_us) == m:
             return False
-        other = conversions.next[other]
+        other = conversions[other].next
     return True
 
 
@@ -365,12 +365,12 @@ def _first_of_message(state, r, c, m, window_us):
 def _converted_at(state, r, m, window_us):
     """Return when message m was first credited with a conversion, or 0."""
     found = np.int64(0)
-    c = state.recipients.conversions[r]
+    c = state.recipients[r].conversions
     while c != NIL:
-        at = state.conversions.at[c]
+        at = state.conversions[c].at
         if _counts(state.conversions, c) and _credited(state, r, at, window_us) == m:
             found = at
-        c = state.conversions.next[c]
+        c = state.conversions[c].next
     return found
 
 
@@ -409,26 +409,26 @@ def seen_before(seen, used, id_hi, id_lo, content, rcpt, day, dedup_days, result
 
 
 @njit(cache=True)
-def find_recipients(recipients, used, rcpt, provider, result, rows):
+def find_recipients(recipient_slots, recipients, used, rcpt, provider, result, rows):
     """Set rows[i] to the recipient's row, made where it is new."""
-    mask = np.uint64(recipients.slots.size - 1)
+    mask = np.uint64(recipient_slots.size - 1)
     for i in range(rcpt.size):
         if result[i] != FOLDED:
             continue
         at = rcpt[i] & mask
         while True:
-            row = recipients.slots[at]
+            row = recipient_slots[at]
             if row == NIL:
                 row = np.int32(used[RECIPIENTS])
                 used[RECIPIENTS] += 1
-                recipients.slots[at] = row
-                recipients.key[row] = rcpt[i]
-                recipients.messages[row] = NIL
-                recipients.conversions[row] = NIL
-                recipients.traits[row] = NIL
-                recipients.provider[row] = provider[i]
+                recipient_slots[at] = row
+                recipients[row].key = rcpt[i]
+                recipients[row].messages = NIL
+                recipients[row].conversions = NIL
+                recipients[row].traits = NIL
+                recipients[row].provider = provider[i]
                 break
-            if recipients.key[row] == rcpt[i]:
+            if recipients[row].key == rcpt[i]:
                 break
             at = (at + np.uint64(1)) & mask
         rows[i] = row
@@ -438,7 +438,7 @@ def find_recipients(recipients, used, rcpt, provider, result, rows):
 def find_messages(state, msg, source, kind, result, rcpt_row, rows):
     """Set rows[i] to the message's row, made where it is new; NIL for kinds that are not about a message."""
     messages, used = state.messages, state.used
-    mask = np.uint64(messages.slots.size - 1)
+    mask = np.uint64(state.message_slots.size - 1)
     for i in range(msg.size):
         rows[i] = NIL
         if result[i] != FOLDED or _ONCE[kind[i]] < 0 and kind[i] != K_BOUNCED and kind[i] != K_OPENED and kind[i] != K_CLICKED:
@@ -446,22 +446,22 @@ def find_messages(state, msg, source, kind, result, rcpt_row, rows):
         r = rcpt_row[i]
         at = message_slot(msg[i], r) & mask
         while True:
-            m = messages.slots[at]
+            m = state.message_slots[at]
             if m == NIL:
                 m = np.int32(used[MESSAGES])
                 used[MESSAGES] += 1
-                messages.slots[at] = m
-                messages.key[m] = msg[i]
-                messages.recipient[m] = r
-                messages.next[m] = NIL
-                if state.recipients.key[r] != 0:
+                state.message_slots[at] = m
+                messages[m].key = msg[i]
+                messages[m].recipient = r
+                messages[m].next = NIL
+                if state.recipients[r].key != 0:
                     # Key 0 is nobody in particular: such messages have nothing in common and are not chained.
-                    messages.next[m] = state.recipients.messages[r]
-                    state.recipients.messages[r] = m
-                messages.nodes[m] = NIL
-                messages.source[m] = source[i]
+                    messages[m].next = state.recipients[r].messages
+                    state.recipients[r].messages = m
+                messages[m].nodes = NIL
+                messages[m].source = source[i]
                 break
-            if messages.key[m] == msg[i] and messages.recipient[m] == r:
+            if messages[m].key == msg[i] and messages[m].recipient == r:
                 break
             at = (at + np.uint64(1)) & mask
         rows[i] = m
@@ -476,17 +476,17 @@ def _insert_node(state, m, at, what, base, url):
     nodes, messages = state.nodes, state.messages
     new = np.int32(state.used[NODES])
     state.used[NODES] += 1
-    nodes.at[new], nodes.what[new], nodes.base[new], nodes.url[new] = at, what, base, url
-    nodes.agent[new] = base & 3
+    nodes[new].at, nodes[new].what, nodes[new].base, nodes[new].url = at, what, base, url
+    nodes[new].agent = base & 3
     before = NIL
-    node = messages.nodes[m]
-    while node != NIL and nodes.at[node] > at:
-        before, node = node, nodes.next[node]
-    nodes.next[new] = node
+    node = messages[m].nodes
+    while node != NIL and nodes[node].at > at:
+        before, node = node, nodes[node].next
+    nodes[new].next = node
     if before == NIL:
-        messages.nodes[m] = new
+        messages[m].nodes = new
     else:
-        nodes.next[before] = new
+        nodes[before].next = new
     return new
 
 
@@ -495,17 +495,17 @@ def _set_once(state, m, at, what):
     """Note that something which counts once happened at `at`; keep the earliest. Return whether the state changed."""
     nodes = state.nodes
     before = NIL
-    node = state.messages.nodes[m]
+    node = state.messages[m].nodes
     while node != NIL:
-        if nodes.what[node] == what:
-            if at >= nodes.at[node]:
+        if nodes[node].what == what:
+            if at >= nodes[node].at:
                 return False
             if before == NIL:
-                state.messages.nodes[m] = nodes.next[node]
+                state.messages[m].nodes = nodes[node].next
             else:
-                nodes.next[before] = nodes.next[node]
+                nodes[before].next = nodes[node].next
             break
-        before, node = node, nodes.next[node]
+        before, node = node, nodes[node].next
     _insert_node(state, m, at, what, 0, 0)
     return True
 
@@ -514,9 +514,9 @@ def _set_once(state, m, at, what):
 def _has_click(nodes, first):
     node = first
     while node != NIL:
-        if nodes.what[node] == CLICK:
+        if nodes[node].what == CLICK:
             return True
-        node = nodes.next[node]
+        node = nodes[node].next
     return False
 
 
@@ -524,10 +524,10 @@ def _has_click(nodes, first):
 def _weight_of_message(state, m):
     """Return how many cells the message's contribution can touch at most."""
     count = 4
-    node = state.messages.nodes[m]
+    node = state.messages[m].nodes
     while node != NIL:
         count += 1
-        node = state.nodes.next[node]
+        node = state.nodes[node].next
     return count
 
 
@@ -535,23 +535,23 @@ def _weight_of_message(state, m):
 def _weight(state, r):
     """Return how many cells the recipient's contributions can touch at most."""
     count = 8
-    m = state.recipients.messages[r]
+    m = state.recipients[r].messages
     while m != NIL:
         count += _weight_of_message(state, m)
-        m = state.messages.next[m]
-    c = state.recipients.conversions[r]
+        m = state.messages[m].next
+    c = state.recipients[r].conversions
     while c != NIL:
         count += 2
-        c = state.conversions.next[c]
+        c = state.conversions[c].next
     return count
 
 
 @inner
 def _contribute_all(cells, state, r, window_us, sign):
-    m = state.recipients.messages[r]
+    m = state.recipients[r].messages
     while m != NIL:
         _contribute(cells, state, m, sign)
-        m = state.messages.next[m]
+        m = state.messages[m].next
     _contribute_conversions(cells, state, r, window_us, sign)
 
 
@@ -560,17 +560,17 @@ def _add_conversion(state, r, at, ident, order, value, source):
     conversions = state.conversions
     new = np.int32(state.used[CONVERSIONS])
     state.used[CONVERSIONS] += 1
-    conversions.at[new], conversions.id[new], conversions.order[new] = at, ident, order
-    conversions.value[new], conversions.source[new] = value, source
+    conversions[new].at, conversions[new].id, conversions[new].order = at, ident, order
+    conversions[new].value, conversions[new].source = value, source
     before = NIL
-    c = state.recipients.conversions[r]
-    while c != NIL and (conversions.at[c] > at or (conversions.at[c] == at and conversions.id[c] > ident)):
-        before, c = c, conversions.next[c]
-    conversions.next[new] = c
+    c = state.recipients[r].conversions
+    while c != NIL and (conversions[c].at > at or (conversions[c].at == at and conversions[c].id > ident)):
+        before, c = c, conversions[c].next
+    conversions[new].next = c
     if before == NIL:
-        state.recipients.conversions[r] = new
+        state.recipients[r].conversions = new
     else:
-        conversions.next[before] = new
+        conversions[before].next = new
 
 
 @inner
@@ -578,15 +578,15 @@ def _remove_conversion(state, r, ident):
     """Forget a conversion that turned out to be another recipient's."""
     conversions = state.conversions
     before = NIL
-    c = state.recipients.conversions[r]
+    c = state.recipients[r].conversions
     while c != NIL:
-        if conversions.id[c] == ident:
+        if conversions[c].id == ident:
             if before == NIL:
-                state.recipients.conversions[r] = conversions.next[c]
+                state.recipients[r].conversions = conversions[c].next
             else:
-                conversions.next[before] = conversions.next[c]
+                conversions[before].next = conversions[c].next
             return
-        before, c = c, conversions.next[c]
+        before, c = c, conversions[c].next
 
 
 @inner
@@ -598,24 +598,24 @@ def _set_traits(state, r, at, given):
         value = np.uint8(given >> np.uint64(8 * attribute) & np.uint64(0xFF))
         if value == 0:
             continue
-        t = state.recipients.traits[r]
-        while t != NIL and traits.attribute[t] != attribute:
-            t = traits.next[t]
+        t = state.recipients[r].traits
+        while t != NIL and traits[t].attribute != attribute:
+            t = traits[t].next
         if t == NIL:
             t = np.int32(state.used[TRAITS])
             state.used[TRAITS] += 1
-            traits.attribute[t] = attribute
-            traits.next[t] = state.recipients.traits[r]
-            state.recipients.traits[r] = t
-        elif at < traits.at[t] or (at == traits.at[t] and value <= traits.value[t]):
+            traits[t].attribute = attribute
+            traits[t].next = state.recipients[r].traits
+            state.recipients[r].traits = t
+        elif at < traits[t].at or (at == traits[t].at and value <= traits[t].value):
             continue
-        traits.at[t] = at
-        traits.value[t] = value
+        traits[t].at = at
+        traits[t].value = value
         shift = np.uint64(8 * attribute)
-        old = state.recipients.segment[r]
+        old = state.recipients[r].segment
         new = (old & ~(np.uint64(0xFF) << shift)) | np.uint64(value) << shift
         if new != old:
-            state.recipients.segment[r] = new
+            state.recipients[r].segment = new
             changed = True
     return changed
 
@@ -624,32 +624,32 @@ def _set_traits(state, r, at, given):
 def _short_way(cells, state, m, at, what, base, url):
     """Add one event that changes nothing but its own contribution, and return True; or return False untouched."""
     messages, nodes = state.messages, state.nodes
-    r = messages.recipient[m]
+    r = messages[m].recipient
     opened = np.int64(-1)
     opened_human = np.int64(-1)
     delivered = np.int64(-1)
     sent = np.int64(-1)
     actions = 0
     near = False
-    node = messages.nodes[m]
+    node = messages[m].nodes
     while node != NIL:
-        other = nodes.what[node]
+        other = nodes[node].what
         if other == M_DELIVERED:
-            delivered = nodes.at[node]
+            delivered = nodes[node].at
         elif other == M_SENT:
-            sent = nodes.at[node]
+            sent = nodes[node].at
         elif other >= OPEN:
             actions += 1
             if other == what:
-                opened = nodes.at[node]
-                if nodes.agent[node] != MACHINE:
-                    opened_human = nodes.at[node]
-                if what == CLICK and abs(nodes.at[node] - at) <= burst_us:
+                opened = nodes[node].at
+                if nodes[node].agent != MACHINE:
+                    opened_human = nodes[node].at
+                if what == CLICK and abs(nodes[node].at - at) <= burst_us:
                     near = True
         if what < OPEN and other == what:
             # A repetition of what counts once matters only if it is earlier.
-            return at >= nodes.at[node]
-        node = nodes.next[node]
+            return at >= nodes[node].at
+        node = nodes[node].next
     agent = base & 3
     if what < OPEN:
         if actions > 0 and (what == M_DELIVERED or what == M_SENT):
@@ -662,9 +662,9 @@ def _short_way(cells, state, m, at, what, base, url):
         if actions < message_actions_max:
             if near or (first and opened >= 0) or (first_human and opened_human >= 0):
                 return False
-    k1 = _dims(m, messages, state.recipients.provider[r])
-    k2 = state.recipients.segment[r]
-    k0 = _at(messages.campaign[m], at)
+    k1 = _dims(m, messages, state.recipients[r].provider)
+    k2 = state.recipients[r].segment
+    k0 = _at(messages[m].campaign, at)
     value = cells.value[_cell(cells, k0, k1, k2)]
     if what < OPEN:
         _insert_node(state, m, at, what, base, url)
@@ -678,7 +678,7 @@ def _short_way(cells, state, m, at, what, base, url):
             value[M_OPENS_PROXIED] += 1
     if actions >= message_actions_max:
         return True
-    nodes.agent[_insert_node(state, m, at, what, base, url)] = agent
+    nodes[_insert_node(state, m, at, what, base, url)].agent = agent
     if first:
         value[M_OPENED if is_open else M_CLICKED] += 1
     if first_human:
@@ -694,14 +694,14 @@ def _convert(cells, state, batch, i, r, window_us):
     """Fold one conversion."""
     at = batch.at_us[i]
     held = 0
-    c = state.recipients.conversions[r]
+    c = state.recipients[r].conversions
     while c != NIL:
         held += 1
-        c = state.conversions.next[c]
-    nobody = state.recipients.key[r] == 0
+        c = state.conversions[c].next
+    nobody = state.recipients[r].key == 0
     if batch.op[i] == 0 and (nobody or held >= recipient_conversions_max):
-        k1 = np.uint64(state.recipients.provider[r]) << np.uint64(16) | np.uint64(batch.source[i])
-        row = _cell(cells, _at(0, at), k1, state.recipients.segment[r])
+        k1 = np.uint64(state.recipients[r].provider) << np.uint64(16) | np.uint64(batch.source[i])
+        row = _cell(cells, _at(0, at), k1, state.recipients[r].segment)
         cells.value[row, M_CONVERSIONS] += 1
         cells.value[row, M_REVENUE] += batch.value[i]
         return
@@ -719,7 +719,7 @@ def _convert(cells, state, batch, i, r, window_us):
 def _without_message(cells, state, batch, i, r):
     """Count an event that is about no message: site behaviour, and kinds that nobody knows."""
     kind = batch.kind[i]
-    place = np.uint64(state.recipients.provider[r]) << np.uint64(16) | np.uint64(batch.source[i])
+    place = np.uint64(state.recipients[r].provider) << np.uint64(16) | np.uint64(batch.source[i])
     if kind == K_PAGED or kind == K_TRACKED:
         row = _cell(cells, _at(0, batch.at_us[i]), place, np.uint64(0))
         cells.value[row, M_SITE] += 1
@@ -769,14 +769,14 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
         else:
             what = _ONCE[kind]
         news = (
-            (messages.campaign[m] == 0 and batch.campaign[i] != 0)
-            or (messages.variant[m] == 0 and batch.variant[i] != 0)
-            or (messages.wave[m] == 0 and batch.wave[i] != 0)
+            (messages[m].campaign == 0 and batch.campaign[i] != 0)
+            or (messages[m].variant == 0 and batch.variant[i] != 0)
+            or (messages[m].wave == 0 and batch.wave[i] != 0)
         )
-        if news and messages.nodes[m] == NIL:
+        if news and messages[m].nodes == NIL:
             _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
             news = False
-        buyer = state.recipients.conversions[r] != NIL
+        buyer = state.recipients[r].conversions != NIL
         if not news and not (buyer and what == CLICK) and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
             if what == CLICK:
                 _touch(cells, m)
@@ -791,7 +791,7 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
             _insert_node(state, m, at, what, base[i], batch.url[i])
         else:
             _set_once(state, m, at, what)
-        _judge(state.nodes, messages.nodes[m])
+        _judge(state.nodes, messages[m].nodes)
         _contribute(cells, state, m, 1)
         if buyer:
             _contribute_conversions(cells, state, r, window_us, 1)
@@ -804,12 +804,12 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
 @njit(inline="always")
 def _learn(messages, m, campaign, variant, wave):
     """The first value known of campaign, variant and wave stays."""
-    if messages.campaign[m] == 0:
-        messages.campaign[m] = campaign
-    if messages.variant[m] == 0:
-        messages.variant[m] = variant
-    if messages.wave[m] == 0:
-        messages.wave[m] = wave
+    if messages[m].campaign == 0:
+        messages[m].campaign = campaign
+    if messages[m].variant == 0:
+        messages[m].variant = variant
+    if messages[m].wave == 0:
+        messages[m].wave = wave
 
 
 @inner
@@ -820,11 +820,11 @@ def _touch(cells, m):
 
 @inner
 def _touch_all(cells, state, r):
-    m = state.recipients.messages[r]
+    m = state.recipients[r].messages
     while m != NIL:
-        if _has_click(state.nodes, state.messages.nodes[m]):
+        if _has_click(state.nodes, state.messages[m].nodes):
             _touch(cells, m)
-        m = state.messages.next[m]
+        m = state.messages[m].next
 
 
 @njit(cache=True)
@@ -832,6 +832,6 @@ def clickers(state, rows, window_us, clicked_at, converted_at):
     """For each message row set when a person first clicked (-1 = nobody) and when that first led to a conversion (0 = not)."""
     for i in range(rows.size):
         m = rows[i]
-        clicked_at[i] = _first_human_click(state.nodes, state.messages.nodes[m])
-        r = state.messages.recipient[m]
-        converted_at[i] = _converted_at(state, r, m, window_us) if state.recipients.conversions[r] != NIL else 0
+        clicked_at[i] = _first_human_click(state.nodes, state.messages[m].nodes)
+        r = state.messages[m].recipient
+        converted_at[i] = _converted_at(state, r, m, window_us) if state.recipients[r].conversions != NIL else 0

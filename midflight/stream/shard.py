@@ -11,7 +11,7 @@ from . import fold as folding
 from .batch import Batch
 from .tables import NIL, RECIPIENTS, State, grown, new_cells, new_state, reindex, sized, with_room
 
-VERSION = 1
+VERSION = 2
 
 
 class Effects(NamedTuple):
@@ -53,7 +53,7 @@ class Shard:
         result = np.empty(rows, np.uint8)
         folding.seen_before(state.seen, state.used, batch.id_hi, batch.id_lo, batch.content, batch.rcpt, batch.day, self.dedup_days, result)
         recipient = np.full(rows, NIL, np.int32)
-        folding.find_recipients(state.recipients, state.used, batch.rcpt, batch.provider, result, recipient)
+        folding.find_recipients(state.recipient_slots, state.recipients, state.used, batch.rcpt, batch.provider, result, recipient)
         message = np.empty(rows, np.int32)
         folding.find_messages(state, batch.msg, batch.source, batch.kind, result, recipient, message)
         cells = new_cells()
@@ -79,35 +79,31 @@ class Shard:
     # -- the same through a file, without a copy in memory ------------------------------------------------------------------
 
     def write(self, out) -> None:
-        """Write the used part of every array to a binary file."""
+        """Write the rows in use of every table to a binary file."""
         header = [VERSION, self.log_time_us, self.state.seen.shape[0], *self.state.used.tolist()]
         out.write(np.array(header, np.int64).tobytes())
         out.write(memoryview(self.state.seen).cast("B"))
-        for _, array, used in self._columns():
-            out.write(memoryview(np.ascontiguousarray(array[:used])).cast("B"))
+        for table, used in self._tables():
+            out.write(memoryview(table[:used].view(np.uint8)))
 
     def read(self, source) -> None:
         """Read what `write` wrote; the hash tables are built anew."""
         header = np.frombuffer(source.read(9 * 8), np.int64)
-        if header[0] != VERSION:
-            raise ValueError(f"snapshot version {header[0]}, expected {VERSION}")
+        if header.size != 9 or header[0] != VERSION:
+            raise ValueError(f"snapshot version {header[:1]}, expected {VERSION}")
         self.log_time_us = int(header[1])
-        used = header[3:9].copy()
-        state = new_state()._replace(seen=np.empty((int(header[2]), 2), np.uint64))
-        source.readinto(memoryview(state.seen).cast("B"))
-        self.state = sized(state, used)
-        for _, array, count in self._columns():
-            if source.readinto(memoryview(array[:count]).cast("B")) != count * array.itemsize:
+        self.state = sized(np.empty((int(header[2]), 2), np.uint64), header[3:9].copy())
+        source.readinto(memoryview(self.state.seen).cast("B"))
+        for table, used in self._tables():
+            if used and source.readinto(memoryview(table[:used].view(np.uint8))) != used * table.itemsize:
                 raise ValueError("snapshot is cut short")
         reindex(self.state)
 
-    def _columns(self):
-        """Yield (name, array, rows in use) of every column that is stored, in a fixed order."""
-        tables = (self.state.recipients, self.state.messages, self.state.nodes, self.state.conversions, self.state.traits)
-        for number, table in enumerate(tables, start=RECIPIENTS):
-            for name, array in zip(table._fields, table, strict=True):
-                if name != "slots":
-                    yield name, array, int(self.state.used[number])
+    def _tables(self):
+        """Yield (rows, how many are in use) of every table that is stored, in a fixed order."""
+        state = self.state
+        for number, table in enumerate((state.recipients, state.messages, state.nodes, state.conversions, state.traits), start=RECIPIENTS):
+            yield table, int(state.used[number])
 
     # -- for tests and the console -------------------------------------------------------------------------------------------
 
@@ -115,10 +111,7 @@ class Shard:
         """Return how many rows of each table are in use, and the bytes of all arrays."""
         names = ("seen", "recipients", "messages", "nodes", "conversions", "traits")
         out = {name: int(n) for name, n in zip(names, self.state.used, strict=True)}
-        arrays = [self.state.seen]
-        for table in self.state[1:6]:
-            arrays.extend(table)
-        out["bytes"] = int(sum(a.nbytes for a in arrays))
+        out["bytes"] = sum(array.nbytes for array in self.state)
         return out
 
     def _effects(self, batch: Batch, result: np.ndarray, cells, touched: np.ndarray) -> Effects:
@@ -129,7 +122,7 @@ class Shard:
         clicked_at = np.empty(touched.size, np.int64)
         converted_at = np.empty(touched.size, np.int64)
         folding.clickers(self.state, touched, self.click_window_us, clicked_at, converted_at)
-        recipients = self.state.recipients.key[messages.recipient[touched]]
+        recipients = self.state.recipients["key"][messages["recipient"][touched]]
         return Effects(
             cells.key[changed],
             cells.value[changed],
@@ -137,11 +130,11 @@ class Shard:
             cells.delay_n[moved],
             batch.row[result == folding.DUPLICATE],
             batch.row[result == folding.CONFLICT],
-            messages.campaign[touched],
-            messages.key[touched],
+            messages["campaign"][touched],
+            messages["key"][touched],
             recipients,
-            messages.variant[touched],
-            messages.wave[touched],
+            messages["variant"][touched],
+            messages["wave"][touched],
             clicked_at,
             converted_at,
         )

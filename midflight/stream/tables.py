@@ -14,70 +14,44 @@ measures_count = len(MEASURES)
 NIL = -1
 
 
-class Recipients(NamedTuple):
-    """One row per recipient; `slots` finds the row of a key."""
+# Rows, one kind per table, each row together in memory: an event needs all of its message at once, wherever that lies.
 
-    slots: np.ndarray  # int32 [power of two], row or NIL
-    key: np.ndarray  # uint64
-    segment: np.ndarray  # uint64, one byte per attribute
-    provider: np.ndarray  # uint16
-    messages: np.ndarray  # int32, first message or NIL
-    conversions: np.ndarray  # int32, first conversion or NIL
-    traits: np.ndarray  # int32, first trait or NIL
-
-
-class Messages(NamedTuple):
-    """One row per message: an email to one recipient."""
-
-    slots: np.ndarray
-    key: np.ndarray  # uint64 of source and message id
-    recipient: np.ndarray  # int32
-    next: np.ndarray  # int32, the recipient's next message
-    nodes: np.ndarray  # int32, latest node or NIL
-    campaign: np.ndarray  # uint32
-    variant: np.ndarray  # uint16
-    wave: np.ndarray  # uint16
-    source: np.ndarray  # uint16
-
-
-class Nodes(NamedTuple):
-    """What happened to a message: a list per message, latest first. `what` is a measure, or OPEN or CLICK."""
-
-    at: np.ndarray  # int64 us
-    next: np.ndarray  # int32
-    url: np.ndarray  # uint32 hash
-    what: np.ndarray  # uint8
-    base: np.ndarray  # uint8, agent by flag, user agent or network; SURE set where timing cannot overrule
-    agent: np.ndarray  # uint8, the verdict
-
-
-class Conversions(NamedTuple):
-    """Conversions of a recipient, latest first."""
-
-    at: np.ndarray  # int64 us
-    next: np.ndarray  # int32
-    id: np.ndarray  # uint64
-    order: np.ndarray  # uint64, 0 where there is no order id
-    value: np.ndarray  # int64 micros
-    source: np.ndarray  # uint16
-
-
-class Traits(NamedTuple):
-    """The latest value of each attribute that a recipient was identified with."""
-
-    at: np.ndarray  # int64 us
-    next: np.ndarray  # int32
-    attribute: np.ndarray  # uint8
-    value: np.ndarray  # uint8
+# `key` of the recipient, `segment` one byte per attribute; the heads of its lists, NIL where empty.
+RECIPIENT = np.dtype(
+    [("key", "u8"), ("segment", "u8"), ("messages", "i4"), ("conversions", "i4"), ("traits", "i4"), ("provider", "u2")], align=True
+)
+# An email to one recipient: `key` of source and message id, `next` the recipient's next message, `nodes` the latest node.
+MESSAGE = np.dtype(
+    [
+        ("key", "u8"),
+        ("recipient", "i4"),
+        ("next", "i4"),
+        ("nodes", "i4"),
+        ("campaign", "u4"),
+        ("variant", "u2"),
+        ("wave", "u2"),
+        ("source", "u2"),
+    ],
+    align=True,
+)
+# What happened to a message, latest first. `what` is a measure, or OPEN or CLICK; `base` the agent by flag, user agent or network, with
+# SURE where timing cannot overrule; `agent` the verdict.
+NODE = np.dtype([("at", "i8"), ("next", "i4"), ("url", "u4"), ("what", "u1"), ("base", "u1"), ("agent", "u1")], align=True)
+# Conversions of a recipient, latest first. `order` is 0 without an order id.
+CONVERSION = np.dtype([("at", "i8"), ("id", "u8"), ("order", "u8"), ("value", "i8"), ("next", "i4"), ("source", "u2")], align=True)
+# The latest value of each attribute that a recipient was identified with.
+TRAIT = np.dtype([("at", "i8"), ("next", "i4"), ("attribute", "u1"), ("value", "u1")], align=True)
 
 
 class State(NamedTuple):
     seen: np.ndarray  # uint64 [power of two, 2]: 64 bits of the event key; 32 more bits, 16 of content, 16 of day; 0, 0 is free
-    recipients: Recipients
-    messages: Messages
-    nodes: Nodes
-    conversions: Conversions
-    traits: Traits
+    recipient_slots: np.ndarray  # int32 [power of two]: row of a key, or NIL
+    recipients: np.ndarray
+    message_slots: np.ndarray
+    messages: np.ndarray
+    nodes: np.ndarray
+    conversions: np.ndarray
+    traits: np.ndarray
     used: np.ndarray  # int64 [6]: rows in use of seen, recipients, messages, nodes, conversions, traits
 
 
@@ -97,45 +71,33 @@ class Cells(NamedTuple):
 SEEN, RECIPIENTS, MESSAGES, NODES, CONVERSIONS, TRAITS = range(6)
 
 
-def empty(kind: type, capacity: int):
-    """Return a NamedTuple of arrays with room for `capacity` rows and, where it has slots, a table twice as large."""
-    dtypes = _DTYPES[kind]
-    arrays = {}
-    for name in kind._fields:
-        if name.endswith("slots"):
-            arrays[name] = np.full(slots_for(capacity), NIL, np.int32)
-        else:
-            arrays[name] = np.zeros(capacity, dtypes[name])
-    return kind(**arrays)
-
-
 def slots_for(rows: int) -> int:
     """Return the table size for that many rows: a power of two at most 2/3 full."""
     return 1 << max(6, int(np.ceil(np.log2(max(rows, 1) * 1.5))))
 
 
-_DTYPES = {
-    Recipients: dict(key=np.uint64, segment=np.uint64, provider=np.uint16, messages=np.int32, conversions=np.int32, traits=np.int32),
-    Messages: dict(
-        key=np.uint64, recipient=np.int32, next=np.int32, nodes=np.int32, campaign=np.uint32, variant=np.uint16, wave=np.uint16,
-        source=np.uint16,
-    ),
-    Nodes: dict(at=np.int64, next=np.int32, url=np.uint32, what=np.uint8, base=np.uint8, agent=np.uint8),
-    Conversions: dict(at=np.int64, next=np.int32, id=np.uint64, order=np.uint64, value=np.int64, source=np.uint16),
-    Traits: dict(at=np.int64, next=np.int32, attribute=np.uint8, value=np.uint8),
-}  # fmt: skip
+def empty_slots(rows: int) -> np.ndarray:
+    return np.full(slots_for(rows), NIL, np.int32)
 
 
 def new_state() -> State:
-    return State(
-        seen=np.zeros((1024, 2), np.uint64),
-        recipients=empty(Recipients, 256),
-        messages=empty(Messages, 256),
-        nodes=empty(Nodes, 512),
-        conversions=empty(Conversions, 64),
-        traits=empty(Traits, 64),
-        used=np.zeros(6, np.int64),
+    return sized(np.zeros((1024, 2), np.uint64), np.zeros(6, np.int64))
+
+
+def sized(seen: np.ndarray, used: np.ndarray) -> State:
+    """Return a state whose tables have room for the rows that `used` counts, and count them as used."""
+    rows = [max(int(n), 256) for n in used[1:]]
+    recipients, messages, nodes, conversions, traits = (
+        np.zeros(n, dtype) for n, dtype in zip(rows, (RECIPIENT, MESSAGE, NODE, CONVERSION, TRAIT), strict=True)
     )
+    slots = empty_slots(rows[0]), empty_slots(rows[1])
+    return State(seen, slots[0], recipients, slots[1], messages, nodes, conversions, traits, used)
+
+
+def reindex(state: State) -> None:
+    """Fill the hash tables anew from the rows."""
+    _reindex_recipients(state.recipient_slots, state.recipients, int(state.used[RECIPIENTS]))
+    _reindex_messages(state.message_slots, state.messages, int(state.used[MESSAGES]))
 
 
 def new_cells(capacity: int = 1024) -> Cells:
@@ -185,18 +147,6 @@ def _reindex_cells(slots, key, n, delay_slots, delay_key, delays):
         delay_slots[at] = row
 
 
-def sized(state: State, used: np.ndarray) -> State:
-    """Return a state whose tables have room for the rows that `used` counts, and count them as used."""
-    kinds = (Recipients, Messages, Nodes, Conversions, Traits)
-    return State(state.seen, *(empty(kind, max(int(n), 64)) for kind, n in zip(kinds, used[1:], strict=True)), used)
-
-
-def reindex(state: State) -> None:
-    """Fill the hash tables anew from the columns."""
-    _reindex(state.recipients.slots, state.recipients.key, int(state.used[RECIPIENTS]))
-    _reindex_messages(state.messages.slots, state.messages.key, state.messages.recipient, int(state.used[MESSAGES]))
-
-
 # -- growing ------------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +156,7 @@ def with_room(state: State, rows: int, traits: int, dedup_days: int, today: int)
     seen = state.seen
     if (used[SEEN] + rows) * 3 > seen.shape[0] * 2:
         seen = _regrow_seen(seen, used, rows, dedup_days, today)
-    return state._replace(
+    state = state._replace(
         seen=seen,
         recipients=_with_room(state.recipients, used[RECIPIENTS], rows),
         messages=_with_room(state.messages, used[MESSAGES], rows),
@@ -214,32 +164,22 @@ def with_room(state: State, rows: int, traits: int, dedup_days: int, today: int)
         conversions=_with_room(state.conversions, used[CONVERSIONS], rows),
         traits=_with_room(state.traits, used[TRAITS], traits),
     )
+    if slots_for(state.recipients.size) != state.recipient_slots.size:
+        state = state._replace(recipient_slots=empty_slots(state.recipients.size))
+        _reindex_recipients(state.recipient_slots, state.recipients, int(used[RECIPIENTS]))
+    if slots_for(state.messages.size) != state.message_slots.size:
+        state = state._replace(message_slots=empty_slots(state.messages.size))
+        _reindex_messages(state.message_slots, state.messages, int(used[MESSAGES]))
+    return state
 
 
-def _with_room(table, used: int, rows: int):
-    capacity = table.key.size if hasattr(table, "key") else table.at.size
-    if used + rows <= capacity:
+def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
+    if used + rows <= table.size:
         return table
-    # By half, in place where the allocator can (realloc): memory stays close to what is used, and large blocks move for free.
-    capacity = max(used + rows, capacity + capacity // 2)
-    arrays = {}
-    for name, array in zip(table._fields, table, strict=True):
-        if name == "slots":
-            continue
-        grown = np.zeros(capacity, array.dtype)
-        grown[:used] = array[:used]
-        arrays[name] = grown
-    if hasattr(table, "slots"):
-        size = slots_for(capacity)
-        slots = table.slots
-        if size != slots.size:
-            slots = np.full(size, NIL, np.int32)
-            if hasattr(table, "recipient"):
-                _reindex_messages(slots, arrays["key"], arrays["recipient"], used)
-            else:
-                _reindex(slots, arrays["key"], used)
-        arrays["slots"] = slots
-    return type(table)(**arrays)
+    # By half: memory stays close to what is used.
+    grown = np.zeros(max(used + rows, table.size + table.size // 2), table.dtype)
+    grown[:used] = table[:used]
+    return grown
 
 
 def _regrow_seen(seen: np.ndarray, used: np.ndarray, rows: int, dedup_days: int, today: int) -> np.ndarray:
@@ -278,25 +218,25 @@ def _move_seen(seen, grown, dedup_days, today):
 
 
 @njit(cache=True)
-def _reindex(slots, key, used):
+def _reindex_recipients(slots, recipients, used):
     mask = np.uint64(slots.size - 1)
     for row in range(used):
-        at = key[row] & mask
+        at = recipients[row].key & mask
         while slots[at] != NIL:
             at = (at + np.uint64(1)) & mask
         slots[at] = row
 
 
 @njit(inline="always")
-def message_slot(key, recipient_key_row):
-    return mix(key ^ (np.uint64(recipient_key_row) * np.uint64(0x9E3779B97F4A7C15)))
+def message_slot(key, recipient_row):
+    return mix(key ^ (np.uint64(recipient_row) * np.uint64(0x9E3779B97F4A7C15)))
 
 
 @njit(cache=True)
-def _reindex_messages(slots, key, recipient, used):
+def _reindex_messages(slots, messages, used):
     mask = np.uint64(slots.size - 1)
     for row in range(used):
-        at = message_slot(key[row], recipient[row]) & mask
+        at = message_slot(messages[row].key, messages[row].recipient) & mask
         while slots[at] != NIL:
             at = (at + np.uint64(1)) & mask
         slots[at] = row
