@@ -33,7 +33,7 @@ ready_s_max = 60.0
 def command(
     folder: Path = typer.Option(Path("midflight-demo"), help="Where the demonstration keeps its settings and data."),
     recipients: int = typer.Option(4_000, min=10, max=2_000_000, help="How many people there are."),
-    campaigns: int = typer.Option(3, min=1, max=100, help="How many campaigns are sent at once."),
+    campaigns: int = typer.Option(5, min=1, max=100, help="How many campaigns are sent at once; one vendor each."),
     minutes: float = typer.Option(4.0, min=0.2, help="Minutes for ten virtual hours; then the next campaigns start."),
     rounds: int = typer.Option(0, min=0, help="Stop after so many rounds; 0 goes on until Ctrl-C."),
     seed: int = typer.Option(1, help="The same seed gives the same people."),
