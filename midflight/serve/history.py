@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from ..store.history import (
 )
 from ..store.reading import Reading
 from ..store.sql import tail
+from ..stream.agents import Action, judge
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +109,29 @@ def timeline(data: str | Path, recipient: str, *, limit: int = events_default, c
             if attempt == 2:
                 raise
     marks = _marks_of(data, [_place(row) for row in found])
-    shown = (_marked(_shown(row), marks.get(_place(row), ())) for row in found)
-    return [event for event in shown if event][:limit]
+    # A mark without a reason is a repetition's.
+    kept = [row for row in found if all(":" in mark for mark in marks.get(_place(row), ()))]
+    judged(kept)
+    return [_marked(_shown(row), marks.get(_place(row), ())) for row in kept][:limit]
+
+
+def judged(rows: list[Row]) -> None:
+    """Set the agents of opens and clicks by what the other events of their message say: timing and bursts."""
+    messages: dict[tuple[str, str, str], list[Event]] = defaultdict(list)
+    for row in rows:
+        event = row.event
+        messages[event.source, event.message_id or event.campaign, recipient_key(event.recipient)].append(event)
+    for events in messages.values():
+        delivered_us = min((_at_us(event) for event in events if event.kind == "delivered"), default=None)
+        acts = [event for event in events if event.kind in ("opened", "clicked")]
+        actions = [Action(event.kind, _at_us(event), event.url, event.agent, event.agent_reason) for event in acts]
+        for event, verdict in zip(acts, judge(actions, delivered_us), strict=True):
+            event.agent, event.agent_reason = verdict
+
+
+def _at_us(event: Event) -> int:
+    """Return when an event counts: nothing happens after it was reported."""
+    return min(event.occurred_at_us or event.received_at_us, event.received_at_us)
 
 
 def _config(data: Path) -> Config:
@@ -210,10 +232,8 @@ def _marks_of(data: Path, places: list[tuple[int, int]]) -> dict[tuple[int, int]
     return marks
 
 
-def _marked(event: dict, marks: list[str]) -> dict | None:
-    """Apply what was said of an event later; None for a repetition."""
-    if any(":" not in mark for mark in marks):
-        return None
+def _marked(event: dict, marks: list[str]) -> dict:
+    """Apply what was said of an event later."""
     if marks:
         agent, _, reason = max(marks).partition(":")
         event |= {"agent": agent, "agent_reason": reason}

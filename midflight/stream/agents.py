@@ -8,6 +8,7 @@ its proxy, and what scanners call themselves.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 HUMAN, PROXIED, MACHINE = 1, 2, 3
 
@@ -79,3 +80,40 @@ def classify(kind: str, agent: str, agent_reason: str, user_agent: str, ip: str)
     if code == HUMAN and scanner_network(ip):
         code, reason = MACHINE, SCANNER_NETWORK
     return ("", "human", "proxied", "machine")[code], AGENT_REASONS[reason]
+
+
+class Action(NamedTuple):
+    """An open or click of a message, as far as it tells by itself (`classify`)."""
+
+    kind: str
+    at_us: int
+    url: str
+    agent: str
+    reason: str
+
+
+def judge(actions: list[Action], delivered_us: int | None) -> list[tuple[str, str]]:
+    """Return (agent, reason) of all opens and clicks of one message, with what they say about each other: as the fold judges.
+
+    Only what looked human by itself, for want of any sign, can still turn out to be a machine's.
+    """
+    verdicts = []
+    for action in actions:
+        verdict = action.agent, action.reason
+        if verdict == ("human", ""):
+            if action.kind == "clicked" and _in_burst(action, actions):
+                verdict = "machine", AGENT_REASONS[BURST]
+            elif delivered_us is not None and abs(action.at_us - delivered_us) < too_soon_us:
+                verdict = "machine", AGENT_REASONS[TOO_SOON]
+        verdicts.append(verdict)
+    return verdicts
+
+
+def _in_burst(action: Action, actions: list[Action]) -> bool:
+    clicks = [a for a in actions if a.kind == "clicked"]
+    for first in clicks:
+        if first.at_us <= action.at_us <= first.at_us + burst_us:
+            urls = {a.url for a in clicks if first.at_us <= a.at_us <= first.at_us + burst_us}
+            if len(urls) >= burst_urls_min:
+                return True
+    return False
