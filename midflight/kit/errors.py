@@ -11,6 +11,8 @@ class MidflightError(Exception):
 
     status = 400
     code = "error"
+    # How a command ends that meets this error: 2 is an operator's mistake, which trying again does not mend.
+    exit_status = 2
 
     def __init__(
         self,
@@ -70,6 +72,8 @@ class Damaged(MidflightError):
 
     status = 500
     code = "damaged"
+    # Not the start's fault: whoever supervises keeps the rest going, above all the door, until somebody has looked.
+    exit_status = 3
 
 
 class Locked(MidflightError):
