@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -174,10 +175,11 @@ class StoreWriter:
         self.db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", marks)
 
     def _receipts(self, prepared: Prepared, effects: list[Effects]) -> None:
-        minute = prepared.log_time_us // 60_000_000
         rows = [(source, at, n[0], n[1], 0, n[2], n[3]) for (source, at), n in prepared.receipts.items()]
-        repeated = [prepared.source(row) for effect in effects for row in effect.duplicates.tolist()]
-        rows += [(source, minute, 0, 0, repeated.count(source), 0, 0) for source in set(repeated)]
+        repeated = Counter(
+            (prepared.source(row), int(prepared.received[row]) // 60_000_000) for effect in effects for row in effect.duplicates.tolist()
+        )
+        rows += [(source, minute, 0, 0, n, 0, 0) for (source, minute), n in repeated.items()]
         self.db.executemany(_RECEIPT, rows)
         self.db.executemany(_upsert("drops", ("source", "reason"), ("n",)), [(*key, n) for key, n in prepared.drops.items()])
 

@@ -35,6 +35,7 @@ class Prepared(NamedTuple):
     batch: Batch
     position: np.ndarray  # int64, of the record, per row
     item: np.ndarray  # int64, index of the event within its record; -1 for a row that another event caused
+    received: np.ndarray  # int64 us, when the row's record came in
     recipients: Callable[[np.ndarray], list[str]]  # the keys of these rows' recipients, as text
     source: Callable[[int], str]  # the name of a row's source
     dead: list[Dead]
@@ -248,6 +249,7 @@ class _Assembly:
             batch=self._batch(names),
             position=position[columns["record"]],
             item=columns["item"],
+            received=columns["received"],
             recipients=self._recipients,
             source=lambda row: names[int(columns["source"][row])],
             dead=self.parsed.dead,
