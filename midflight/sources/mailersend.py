@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
-
 from ..events import Event
-from .source import Refused, Request, Source, as_dict, header_bytes_max, iso_us, same, sub, text, texts, with_headers
-
-SIGNATURE = "signature"
+from .source import BodyHmacSource, Request, as_dict, iso_us, sub, text, texts
 
 # `opened_unique` and `clicked_unique` are missing on purpose: MailerSend posts them as twins of the first `opened` and
 # `clicked` of a message, with ids of their own, so counting both would count every first open twice. They stay `unknown`;
@@ -26,24 +22,13 @@ BOUNCE_CLASSES = {"soft_bounced": "soft", "hard_bounced": "hard"}
 REASONS = {"bounced": "bounced", "complained": "spam", "unsubscribed": "unsubscribed"}
 
 
-class MailerSend(Source):
+class MailerSend(BodyHmacSource):
     """Tags are the only labels: ``campaign:spring``, or the first tag without a colon is the campaign."""
 
     label = "MailerSend"
     docs_url = "https://developers.mailersend.com/api/v1/webhooks.html"
     shape = "object"
-    signs = True
-
-    def signature(self, request: Request) -> int:
-        given = request.header(SIGNATURE)
-        if not given or len(given) > header_bytes_max:
-            raise Refused(f"{self.label}: the signature is missing or too long")
-        return self.match("signature", self.active(request), lambda secret: same(given, body_hmac(secret, request.body)))
-
-    def sign(self, request: Request) -> Request:
-        if not self.config.secrets:
-            return super().sign(request)
-        return with_headers(request, {SIGNATURE: body_hmac(self.active(request)[0], request.body)})
+    signature_header = "signature"
 
     def events(self, item: object, request: Request) -> Event | None:
         item = as_dict(item)
@@ -70,10 +55,6 @@ class MailerSend(Source):
             tags=tags,
             campaign=next((tag for tag in tags if ":" not in tag and "=" not in tag), ""),
         )
-
-
-def body_hmac(secret: str, body: bytes) -> str:
-    return hmac.digest(secret.encode(), body, "sha256").hex()
 
 
 EXAMPLES = MailerSend.EXAMPLES = [

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
-
 from ..events import Event
 from .source import (
+    BodyHmacSource,
     Malformed,
-    Refused,
     Request,
-    Source,
     as_dict,
     decode_json,
-    header_bytes_max,
     number_us,
-    same,
     sub,
     text,
     texts,
-    with_headers,
 )
-
-SIGNATURE = "mailtrap-signature"
 
 KINDS = {
     "delivery": "delivered",
@@ -45,24 +37,13 @@ REASONS = {
 BOUNCE_CLASSES = {"bounce": "hard", "soft bounce": "soft"}
 
 
-class Mailtrap(Source):
+class Mailtrap(BodyHmacSource):
     """Custom variables carry campaign, variant and wave; without them the category is the campaign."""
 
     label = "Mailtrap"
     docs_url = "https://docs.mailtrap.io/email-api-smtp/advanced/webhooks"
     shape = "lines"
-    signs = True
-
-    def signature(self, request: Request) -> int:
-        given = request.header(SIGNATURE)
-        if not given or len(given) > header_bytes_max:
-            raise Refused(f"{self.label}: the signature is missing or too long")
-        return self.match("signature", self.active(request), lambda secret: same(given, body_hmac(secret, request.body)))
-
-    def sign(self, request: Request) -> Request:
-        if not self.config.secrets:
-            return super().sign(request)
-        return with_headers(request, {SIGNATURE: body_hmac(self.active(request)[0], request.body)})
+    signature_header = "mailtrap-signature"
 
     def items(self, request: Request) -> list:
         lines = request.body.split(b"\n")
@@ -120,10 +101,6 @@ def json_lines(lines: list[bytes]) -> list:
     if not any(isinstance(item, dict) for item in items):
         raise Malformed("No line of the body is a JSON object")
     return items
-
-
-def body_hmac(secret: str, body: bytes) -> str:
-    return hmac.digest(secret.encode(), body, "sha256").hex()
 
 
 EXAMPLES = Mailtrap.EXAMPLES = [
