@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
+import yaml
 
 from .kit.errors import ConfigError, nearest
 
 attributes_max = 7  # one byte each in a cell's key
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Days = Annotated[int, msgspec.Meta(ge=1, le=36_500)]
 
 
 class Door(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where webhooks come in. ``public_url`` is how vendors reach it; Mandrill signs it, and the console shows it to copy."""
 
     host: str = "127.0.0.1"  # address to listen on; a proxy with TLS stands in front of it
-    port: int = 8400  # port to listen on
+    port: Port = 8400  # port to listen on
     public_url: str = ""  # `https://hooks.example.com`, without a path
-    body_bytes_max: int = 5 * 1024 * 1024  # larger requests get 413
-    inflated_bytes_max: int = 20 * 1024 * 1024  # the same, for what a compressed body becomes
-    events_max: int = 10_000  # more events in one request get 413
-    event_bytes_max: int = 256 * 1024  # a larger single event gets 413
-    connections_max: int = 2_000  # open connections at a time
-    slow_client_s: float = 10.0  # a request that has not arrived by then is cut off
-    waiting_bytes_max: int = 64 * 1024 * 1024  # bodies waiting to be stored; beyond it new ones get 429
+    body_bytes_max: Count = 5 * 1024 * 1024  # larger requests get 413
+    inflated_bytes_max: Count = 20 * 1024 * 1024  # the same, for what a compressed body becomes
+    events_max: Count = 10_000  # more events in one request get 413
+    event_bytes_max: Count = 256 * 1024  # a larger single event gets 413
+    connections_max: Count = 2_000  # open connections at a time
+    slow_client_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0  # a request that has not arrived by then is cut off
+    waiting_bytes_max: Count = 64 * 1024 * 1024  # bodies waiting to be stored; beyond it new ones get 429
 
 
 class Console(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where people and programs look. Users and tokens are made with `midflight user` and `midflight token`."""
 
     host: str = "127.0.0.1"  # address to listen on; a proxy with TLS stands in front of it
-    port: int = 8401  # port to listen on
+    port: Port = 8401  # port to listen on
 
 
 class Attribution(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A conversion belongs to the last human click of its recipient at most this long before it."""
 
-    click_window_minutes: int = 7 * 24 * 60  # 7 days
+    click_window_minutes: Count = 7 * 24 * 60  # 7 days
 
 
 class Attribute(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -54,9 +61,9 @@ class Attribute(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Retention(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """How long things are kept. The log is the truth: what it loses cannot be rebuilt."""
 
-    log_days: int = 400  # accepted requests, byte for byte
-    dedup_days: int = 40  # how long a repeated event is known as one; at least 35
-    history_days: int = 3650  # one row an event, for `midflight sql`
+    log_days: Days = 400  # accepted requests, byte for byte
+    dedup_days: Days = 40  # how long a repeated event is known as one; at least 35
+    history_days: Days = 3650  # one row an event, for `midflight sql`
 
 
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -87,26 +94,41 @@ def load_config(path: str | Path | None = None) -> Config:
     Secrets written as ``env:NAME`` or ``file:PATH`` are read here, so that the file itself can be shown to anybody.
     """
     if path is None:
-        path = os.environ.get("MIDFLIGHT_CONFIG") or "midflight.yaml"
-        if not Path(path).exists():
+        path = os.environ.get("MIDFLIGHT_CONFIG", "")
+        # A file that somebody named has to be there; only the one that nobody named need not.
+        if not path and not Path("midflight.yaml").exists():
             return check(Config())
+    path = path or "midflight.yaml"
     try:
-        raw = msgspec.yaml.decode(Path(path).read_bytes()) or {}
+        text = Path(path).read_bytes()
+        refuse_repeated(yaml.compose(text, yaml.CSafeLoader), "$", str(path))
+        raw = msgspec.yaml.decode(text)
     except FileNotFoundError:
-        raise ConfigError(f"No configuration at {path}", todo="`midflight init` writes one") from None
-    except msgspec.DecodeError as error:
+        raise ConfigError(f"No configuration at {path}", todo=f"`midflight init {path}` writes one") from None
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}") from None
+    except (msgspec.DecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
-    return config_from(raw, where=str(path))
+    return config_from({} if raw is None else raw, where=str(path))
+
+
+def refuse_repeated(node: yaml.Node | None, at: str, where: str) -> None:
+    """Raise ConfigError for a name that stands twice in one mapping: YAML would silently take the second."""
+    names: set[str] = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name = key.value if isinstance(key, yaml.ScalarNode) else ""
+        if name in names:
+            line = key.start_mark.line + 1
+            raise ConfigError(f"{where}: `{name}` stands twice", where=f"{at}.{name}", todo=f"The second is in line {line}")
+        names.add(name)
+        # An alias may lead back to where it stands; what it names is looked at where it is written.
+        if key.start_mark.index <= value.start_mark.index:
+            refuse_repeated(value, f"{at}.{name}", where)
 
 
 def config_from(raw: object, where: str = "configuration") -> Config:
     """Check settings given as plain data. Raises ConfigError with the path of what is wrong."""
-    if isinstance(raw, dict):
-        unknown = sorted(set(raw) - set(Config.__struct_fields__))
-        if unknown:
-            raise ConfigError(
-                f"{where}: unknown setting `{unknown[0]}`", where=f"$.{unknown[0]}", todo=nearest(unknown[0], Config.__struct_fields__)
-            )
+    refuse_unknown(raw, Config, "$", where)
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
@@ -115,14 +137,25 @@ def config_from(raw: object, where: str = "configuration") -> Config:
     return check(config)
 
 
+def refuse_unknown(raw: object, struct: type[msgspec.Struct], at: str, where: str) -> None:
+    """Raise ConfigError for a setting that a struct does not have, with the nearest that it has."""
+    for name, value in raw.items() if isinstance(raw, dict) else ():
+        if name not in struct.__struct_fields__:
+            raise ConfigError(
+                f"{where}: unknown setting `{name}`", where=f"{at}.{name}", todo=nearest(str(name), struct.__struct_fields__)
+            )
+        section = struct.__annotations__[name]
+        if section in SECTIONS:
+            refuse_unknown(value, SECTIONS[section], f"{at}.{name}", where)
+
+
+SECTIONS = {section.__name__: section for section in (Door, Console, Attribution, Retention)}
+
+
 def check(config: Config) -> Config:
     """Raise ConfigError for settings that each are of the right type but cannot work together."""
-    dimensions = config.dimensions()
-    if len(dimensions) > attributes_max:
-        raise ConfigError("Too many attributes", expected=f"at most {attributes_max}", got=len(dimensions), where="$.attributes")
-    names = [d.name for d in dimensions]
-    if len(set(names)) < len(names):
-        raise ConfigError("An attribute is named twice", got=sorted(names), where="$.attributes")
+    check_places(config)
+    check_dimensions(config.dimensions())
     if not 1 <= config.shards <= 64:
         raise ConfigError("Wrong number of shards", expected="1 to 64", got=config.shards, where="$.shards")
     if config.retention.dedup_days < 35:
@@ -138,6 +171,31 @@ def check(config: Config) -> Config:
         if "kind" not in settings:
             raise ConfigError(f"Source `{name}` says no vendor", expected="`kind: sendgrid` or another", where=f"$.sources.{name}.kind")
     return config
+
+
+def check_places(config: Config) -> None:
+    """Raise ConfigError where door and console want one port, or vendors could not use the public URL."""
+    door, console = config.door, config.console
+    if door.port and (door.host, door.port) == (console.host, console.port):
+        raise ConfigError("Door and console cannot share a port", got=door.port, where="$.console.port")
+    url = urlsplit(door.public_url)
+    if door.public_url and (url.scheme not in ("http", "https") or not url.netloc or url.path.strip("/") or url.query or url.fragment):
+        raise ConfigError("Not the door's address", expected="`https://hooks.example.com`", got=door.public_url, where="$.door.public_url")
+
+
+def check_dimensions(dimensions: list[Attribute]) -> None:
+    """Raise ConfigError for attributes that cannot all be dimensions."""
+    if len(dimensions) > attributes_max:
+        raise ConfigError("Too many attributes", expected=f"at most {attributes_max}", got=len(dimensions), where="$.attributes")
+    names = [d.name for d in dimensions]
+    if len(set(names)) < len(names):
+        raise ConfigError("An attribute is named twice", got=sorted(names), where="$.attributes")
+    for index, dimension in enumerate(dimensions):
+        where = f"$.attributes[{index}]"
+        if not dimension.name.strip():
+            raise ConfigError("An attribute needs a name", where=where)
+        if any(low >= high for low, high in zip(dimension.bands, dimension.bands[1:], strict=False)):
+            raise ConfigError("Bands have to ascend", expected="`[25, 40, 60]`", got=dimension.bands, where=f"{where}.bands")
 
 
 def resolve(value: object, where: str) -> object:
