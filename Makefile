@@ -38,7 +38,7 @@ format: $(TEST)  ## order imports and lay out code
 	$(BIN)/ruff check --fix --quiet . && $(BIN)/ruff format --quiet .
 
 clean:  ## remove what the targets above installed
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers .pytest_cache .ruff_cache .hypothesis
 
 # -- set-up ------------------------------------------------------------------------------------------------------------
 

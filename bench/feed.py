@@ -97,7 +97,9 @@ class Feed:
     The feed starts at ``start_us``; ``end_us`` is when the last event can have been received.
     """
 
-    def __init__(self, recipients: int, *, sends: int = 1, per_s: float = 300.0, seed: int = 1, start_us: int = 1_764_000_000_000_000) -> None:
+    def __init__(
+        self, recipients: int, *, sends: int = 1, per_s: float = 300.0, seed: int = 1, start_us: int = 1_764_000_000_000_000
+    ) -> None:
         length_s = recipients / per_s
         self.shape = Shape(np.uint64(seed), recipients, recipients * sends, per_s, length_s, start_us // 1_000_000)
         self.sends = sends
@@ -181,7 +183,11 @@ late_s_max = 3600
 @njit(cache=True)
 def luck(seed, number, salt):
     """Return 64 bits that follow from the seed, a number and what they are for."""
-    z = seed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number) * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(salt) * np.uint64(0xD6E8FEB86659FD93)
+    z = (
+        seed * np.uint64(0x9E3779B97F4A7C15)
+        + np.uint64(number) * np.uint64(0xBF58476D1CE4E5B9)
+        + np.uint64(salt) * np.uint64(0xD6E8FEB86659FD93)
+    )
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

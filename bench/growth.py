@@ -37,7 +37,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(((100_000, 7), (1_000_000, 3), (10_000_000, 1)))
-QUICK = Size(((2_000, 2), (6_000, 1), (20_000, 1)))
+QUICK = Size(((2_000, 1), (6_000, 1), (20_000, 1)))
 
 
 class Point(NamedTuple):

@@ -30,7 +30,9 @@ from . import door, machine
 from .feed import Batch, Feed, batch_events
 
 connections = 16
-counted = "queued sent delivered deferred bounced_hard bounced_soft bounced_block rejected opens clicks complained unsubscribed unknown".split()
+counted = (
+    "queued sent delivered deferred bounced_hard bounced_soft bounced_block rejected opens clicks complained unsubscribed unknown".split()
+)
 assert set(counted) <= set(MEASURES) and "CREATE TABLE IF NOT EXISTS campaigns" in SCHEMA
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import midflight
 from midflight.kit.clock import VirtualClock
 from midflight.log import Record, Writer
 from midflight.sandbox.settings import source_settings
@@ -21,7 +22,7 @@ from midflight.sandbox.settings import source_settings
 from . import log as bench_log
 
 PROJECT = Path(__file__).parent.parent
-MEASURED_WITH = ("midflight", "numpy", "numba", "msgspec", "apsw", "httptools", "uvloop", "fastapi", "uvicorn", "cryptography")
+MEASURED_WITH = ("numpy", "numba", "msgspec", "apsw", "httptools", "uvloop", "fastapi", "uvicorn", "cryptography")
 rows_a_commit = 20
 
 
@@ -36,7 +37,7 @@ def describe(folder: Path) -> dict:
         "python": platform.python_version(),
         "durable_write_ms": round(bench_log.bare_disk(folder, 4096), 3),
         "load_before": round(os.getloadavg()[0], 2),
-        "versions": {name: version(name) for name in MEASURED_WITH},
+        "versions": {"midflight": midflight.__version__, **{name: version(name) for name in MEASURED_WITH}},
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

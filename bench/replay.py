@@ -1,10 +1,9 @@
-"""Measure the replay: a log of realistic requests into the store, one engine process on one core; SendGrid alone, and five vendors mixed."""
+"""Measure the replay: a log of realistic requests into the store, one engine on one core; SendGrid alone, and five vendors mixed."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -56,7 +55,6 @@ def measure(size: Size, say: Callable[[str], None]) -> dict:
                 f"replay_dead{name}": done[0]["dead"],
                 f"replay_runs_per_s_core{name}": [round(events / run["cpu_s"]) for run in done],
             }
-        found["replay_log_bytes_per_event"] = round(log_bytes(folder / "log") / found["replay_events"])
         return found
 
 
@@ -66,7 +64,3 @@ def mixed_bodies(recipients: int):
     for source, request, _ in campaign_requests(1, recipients=recipients, vendors=vendors, campaigns=6, speed=60.0):
         path = f"/in/{source}" if source != SITE else request.url
         yield request.received_at_us, source, request.headers, request.body, path
-
-
-def log_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
