@@ -18,7 +18,7 @@ import uvicorn
 from midflight.config import Config, config_from
 from midflight.kit.clock import Clock
 from midflight.serve.live import listen
-from midflight.store.schema import SCHEMA
+from midflight.store.schema import SCHEMA, VERSION
 from midflight.stream.measures import DELAY_EDGES_S, FRESHNESS_EDGES_MS, MEASURES
 
 minute_us = 60_000_000
@@ -200,7 +200,8 @@ def fill(config: Config, now_us: int, *, seed: int = 7, scale: float = 1.0, host
         write_receipts(db, book, rng, hostile)
         for n in range(old):
             write_old(db, book, n)
-        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("position", 184_203), ("log_time_us", now_us), ("version", 1)])
+        write_hours(db)
+        db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", [("position", 184_203), ("log_time_us", now_us), ("version", VERSION)])
         db.executemany("INSERT OR REPLACE INTO names VALUES (?, ?, ?)", [(kind, id_, name) for (kind, name), id_ in book.names.items()])
     db.close()
 
@@ -212,6 +213,17 @@ def write(db: apsw.Connection, book: Book) -> None:
     db.executemany("INSERT INTO clickers VALUES (?, ?, ?, ?, ?, ?, ?)", book.clickers)
     sums = ", ".join(f"sum({m})" for m in MEASURES)
     db.execute(f"INSERT INTO campaigns SELECT campaign, min(minute), max(minute), {sums} FROM cells GROUP BY campaign")
+
+
+def write_hours(db: apsw.Connection) -> None:
+    """Sum what is there by minute into hours."""
+    dimensions = "variant, wave, provider, source, segment"
+    sums = ", ".join(f"sum({m})" for m in MEASURES)
+    db.execute(f"INSERT INTO hours SELECT campaign, minute / 60 * 60, {dimensions}, {sums} FROM cells GROUP BY 1, 2, {dimensions}")
+    db.execute(
+        f"INSERT INTO hour_delays SELECT campaign, minute / 60 * 60, {dimensions}, kind, bucket, sum(n) FROM delays"
+        f" GROUP BY 1, 2, {dimensions}, kind, bucket"
+    )
 
 
 def write_receipts(db: apsw.Connection, book: Book, rng: random.Random, hostile: bool) -> None:

@@ -20,7 +20,7 @@ from ..kit.errors import MidflightError, NotFound, nearest
 from ..metrics import REGISTRY, Metric, Sums
 from ..metrics.metric import curve, quantile
 from ..stream.measures import DELAY_EDGES_S, DELAYS, DIMENSIONS, FRESHNESS_EDGES_MS, MEASURES
-from .schema import SCHEMA
+from .schema import SCHEMA, VERSION
 
 minute_us = 60_000_000
 busy_ms = 2_000
@@ -66,6 +66,18 @@ class Window(msgspec.Struct, frozen=True):
     @property
     def bounded(self) -> bool:
         return self.name != "all"
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A part of a window: whole hours, or single minutes; without bounds where it has all there is."""
+
+    hours: bool
+    first: int | None = None
+    last: int | None = None
+
+    @property
+    def time(self) -> str:
+        return "x.hour" if self.hours else "x.minute"
 
 
 class Query(msgspec.Struct, kw_only=True):
@@ -174,8 +186,10 @@ class Store:
         if identity != _ABSENT:
             connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
             connection.set_busy_timeout(busy_ms)
-            if connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'marks'").get:
-                return identity, connection
+            # A store of another version is as good as none: the engine makes it anew.
+            if connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").get:
+                if connection.execute("SELECT value FROM meta WHERE key = 'version'").get == VERSION:
+                    return identity, connection
             connection.close()
         connection = apsw.Connection(":memory:")
         connection.execute(SCHEMA)
@@ -250,11 +264,11 @@ class View:
             raise Unknown(f"Unknown dimension `{key[:100]}`", where="by", todo=nearest(key[:100], (*self._keys, *TIMES)))
         return self._keys[key]
 
-    def _column(self, key: str) -> str:
+    def _column(self, key: str, part: Part | None = None) -> str:
         if key == "minute":
             return "x.minute"
         if key == "hour":
-            return "x.minute / 60 * 60"
+            return "x.hour" if part and part.hours else "x.minute / 60 * 60"
         kind = self._dimension(key)
         if kind.startswith("attribute:"):
             return f"(x.segment >> {8 * self.attributes.index(kind[10:])}) & 255"
@@ -383,52 +397,86 @@ class View:
         return out
 
     def _cell_groups(self, query: Query, needed: list[str]) -> dict[tuple, Sums]:
-        columns = [self._column(key) for key in query.by]
-        source, values = self._source(query, "cells")
+        out: dict[tuple, Sums] = {}
         if set(query.by) | {k for k, _ in query.where} <= {"campaign"} and not query.window.bounded:
-            source, values = self._campaign_source(query)
-        elif query.campaign is not None and set(query.by) <= {"variant", "campaign"}:
+            self._add_cells(out, query, needed, *self._campaign_source(query))
+            return out
+        for part in self._parts(query):
+            source, values = self._source(query, "hours" if part.hours else "cells", part)
+            self._add_cells(out, query, needed, source, values, part)
+        return out
+
+    def _add_cells(
+        self, out: dict[tuple, Sums], query: Query, needed: list[str], source: str, values: list, part: Part | None = None
+    ) -> None:
+        columns = [self._column(key, part) for key in query.by]
+        if part and query.campaign is not None and set(query.by) <= {"variant", "campaign"}:
             # Along the key's own order no row has to be sorted: less than half of the work, and few rows to add up here.
-            columns.append("x.minute")
+            columns.append(part.time)
         sums = [f"sum(x.{m})" for m in needed]
         group = f"GROUP BY {', '.join(str(i + 1) for i in range(len(columns)))}" if columns else "HAVING count(*) > 0"
-        out: dict[tuple, Sums] = {}
         n, keyed = len(columns), len(query.by)
         for row in self.db.execute(f"SELECT {', '.join([*columns, *sums])} {source} {group}", values):
             found = Sums(measures=dict(zip(needed, row[n:], strict=True)), machines=query.machines)
             before = out.setdefault(row[:keyed], found)
             if before is not found:
                 add(before, found)
-        return out
 
     def _delay_groups(self, query: Query, kinds: tuple[str, ...]) -> dict[tuple, dict[str, list[int]]]:
-        columns = [*(self._column(key) for key in query.by), "x.kind", "x.bucket"]
-        source, values = self._source(query, "delays")
         marks = ", ".join("?" for _ in kinds)
-        group = ", ".join(str(i + 1) for i in range(len(columns)))
-        sql = f"SELECT {', '.join(columns)}, sum(x.n) {source} AND x.kind IN ({marks}) GROUP BY {group}"
+        keyed = len(query.by)
         out: dict[tuple, dict[str, list[int]]] = {}
-        for *key, kind, bucket, n in self.db.execute(sql, (*values, *(DELAYS.index(k) for k in kinds))):
-            delays = out.setdefault(tuple(key), {k: [0] * (len(DELAY_EDGES_S) + 1) for k in kinds})
-            delays[DELAYS[kind]][min(bucket, len(DELAY_EDGES_S))] += n
+        for part in self._parts(query):
+            columns = [*(self._column(key, part) for key in query.by), "x.kind", "x.bucket"]
+            group = ", ".join(str(i + 1) for i in range(len(columns)))
+            if part.hours and query.campaign is not None and set(query.by) <= {"variant", "campaign"}:
+                # The same here.
+                group = "x.kind, x.hour, x.variant, x.bucket"
+            source, values = self._source(query, "hour_delays" if part.hours else "delays", part)
+            sql = f"SELECT {', '.join(columns)}, sum(x.n) {source} AND x.kind IN ({marks}) GROUP BY {group}"
+            for row in self.db.execute(sql, (*values, *(DELAYS.index(k) for k in kinds))):
+                kind, bucket, n = row[keyed:]
+                delays = out.setdefault(row[:keyed], {k: [0] * (len(DELAY_EDGES_S) + 1) for k in kinds})
+                delays[DELAYS[kind]][min(bucket, len(DELAY_EDGES_S))] += n
         return out
 
-    def _source(self, query: Query, table: str) -> tuple[str, list]:
-        """Return FROM and WHERE that walk along the primary key (campaign, minute), and their values."""
-        window = query.window
+    def _parts(self, query: Query) -> list[Part]:
+        """Cut a window into the whole hours that are kept summed and the minutes at its two ends."""
+        window, minutes = query.window, "minute" in query.by
+        if not window.bounded:
+            return [Part(hours=not minutes)]
+        if minutes:
+            return [Part(False, window.first, window.last)]
+        lived, values = "SELECT min(first_minute), max(last_minute) FROM campaigns", ()
+        if query.campaign is not None:
+            lived, values = lived + " WHERE campaign = ?", (self.campaign_id(query.campaign),)
+        begun, ended = self.db.execute(lived, values).fetchone()
+        if begun is None:
+            return []
+        # An hour is whole where the window has all of it that anything happened in.
+        first = window.first if window.first > begun else begun // 60 * 60
+        end = window.last + 1 if window.last < ended else (ended // 60 + 1) * 60
+        first_hour, end_hour = -(-first // 60) * 60, end // 60 * 60
+        if first_hour >= end_hour:
+            return [Part(False, first, end - 1)]
+        parts = [Part(False, first, first_hour - 1), Part(True, first_hour, end_hour - 60), Part(False, end_hour, end - 1)]
+        return [part for part in parts if part.first <= part.last]
+
+    def _source(self, query: Query, table: str, part: Part) -> tuple[str, list]:
+        """Return FROM and WHERE that walk along the primary key (campaign, time), and their values."""
         if query.campaign is not None:
             sql, values = f"FROM {table} x WHERE x.campaign = ?", [self.campaign_id(query.campaign)]
-        elif window.bounded:
+        elif part.first is not None:
             sql = (
                 "FROM (SELECT 0 AS campaign UNION SELECT campaign FROM campaigns WHERE last_minute >= ? AND first_minute <= ?) c"
                 f" CROSS JOIN {table} x ON x.campaign = c.campaign WHERE 1"
             )
-            values = [window.first, window.last]
+            values = [part.first, part.last + 59 if part.hours else part.last]
         else:
             sql, values = f"FROM {table} x WHERE 1", []
-        if window.bounded:
-            sql += " AND x.minute BETWEEN ? AND ?"
-            values += [window.first, window.last]
+        if part.first is not None:
+            sql += f" AND {part.time} BETWEEN ? AND ?"
+            values += [part.first, part.last]
         return self._filtered(query, sql, values)
 
     def _campaign_source(self, query: Query) -> tuple[str, list]:
@@ -618,22 +666,32 @@ class View:
         return out
 
     def dead_counts(self, most: int = 10_000) -> dict[str, int]:
-        """Return how many dead letters wait for each source; counting ends at ``most`` letters."""
-        sql = "SELECT source, count(*) FROM (SELECT source FROM dead WHERE state != 1 LIMIT ?) GROUP BY source"
+        """Return how many dead letters wait for each source; counting ends at ``most`` letters of a source."""
+        sql = """WITH RECURSIVE s(name) AS (SELECT min(source) FROM dead UNION ALL
+            SELECT (SELECT min(source) FROM dead WHERE source > s.name) FROM s WHERE s.name IS NOT NULL)
+            SELECT name, (SELECT count(*) FROM (SELECT 1 FROM dead WHERE source = s.name AND state IN (0, 2) LIMIT ?)) AS n
+            FROM s WHERE n > 0 LIMIT 1000"""
         return dict(self.db.execute(sql, (most,)))
 
     def dead(
         self, *, source: str | None, state: int | None, limit: int, after: tuple[int, int] | None = None
     ) -> tuple[list[dict], str | None]:
         """Return dead letters, the newest first, with their bytes; and the cursor of the next page."""
-        sql, values = "SELECT position, item, source, reason, detail, raw, at_us, state FROM dead WHERE 1", []
+        which, values = "FROM dead WHERE 1", []
         if source is not None:
-            sql, values = sql + " AND source = ?", [source]
+            which, values = which + " AND source = ?", [source]
         if state is not None:
-            sql, values = sql + " AND state = ?", [*values, state]
+            which, values = which + " AND state = ?", [*values, state]
         if after:
-            sql, values = sql + " AND (position, item) < (?, ?)", [*values, *after]
-        found = list(self.db.execute(sql + " ORDER BY position DESC, item DESC LIMIT ?", (*values, limit + 1)))
+            which, values = which + " AND (position, item) < (?, ?)", [*values, *after]
+        order = "ORDER BY position DESC, item DESC"
+        if values:
+            # Chosen and sorted in the index alone: the letters' bytes are read of one page only.
+            which = f"FROM dead WHERE (position, item) IN (SELECT position, item {which} {order} LIMIT ?)"
+        else:
+            order += " LIMIT ?"
+        sql = f"SELECT position, item, source, reason, detail, raw, at_us, state {which} {order}"
+        found = list(self.db.execute(sql, (*values, limit + 1)))
         names = ("position", "item", "source", "reason", "detail", "raw", "at_us", "state")
         rows = [dict(zip(names, row, strict=True)) for row in found[:limit]]
         return rows, f"{rows[-1]['position']}.{rows[-1]['item']}" if len(found) > limit else None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ..stream.measures import MEASURES
 
-VERSION = 1
+VERSION = 2
 ENDED = "ended_the_engine"  # why a record is a dead letter that was never read
 
 _KEY = "campaign INTEGER, minute INTEGER, variant INTEGER, wave INTEGER, provider INTEGER, source INTEGER, segment INTEGER"
 _KEY_NAMES = "campaign, minute, variant, wave, provider, source, segment"
+_HOUR_KEY, _HOUR_KEY_NAMES = _KEY.replace("minute", "hour"), _KEY_NAMES.replace("minute", "hour")
 
 SCHEMA = f"""
 -- position: the next log position to fold; log_time_us: append time of the last folded record; version, fold, epoch
@@ -26,6 +27,14 @@ CREATE TABLE IF NOT EXISTS cells ({_KEY},
 CREATE TABLE IF NOT EXISTS delays ({_KEY}, kind INTEGER, bucket INTEGER, n INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY ({_KEY_NAMES}, kind, bucket)) WITHOUT ROWID;
 
+-- The same sums by hour, written beside the minutes, so that a long window reads few rows. hour: the minute that it starts with.
+CREATE TABLE IF NOT EXISTS hours ({_HOUR_KEY},
+    {", ".join(f"{m} INTEGER NOT NULL DEFAULT 0" for m in MEASURES)},
+    PRIMARY KEY ({_HOUR_KEY_NAMES})) WITHOUT ROWID;
+-- In the order in which curves by variant are added up.
+CREATE TABLE IF NOT EXISTS hour_delays ({_HOUR_KEY}, kind INTEGER, bucket INTEGER, n INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (campaign, kind, hour, variant, bucket, wave, provider, source, segment)) WITHOUT ROWID;
+
 -- One row per campaign: its sums and the span of its minutes, so that a list of campaigns never scans cells.
 CREATE TABLE IF NOT EXISTS campaigns (campaign INTEGER PRIMARY KEY, first_minute INTEGER, last_minute INTEGER,
     {", ".join(f"{m} INTEGER NOT NULL DEFAULT 0" for m in MEASURES)});
@@ -38,6 +47,7 @@ CREATE INDEX IF NOT EXISTS clickers_at ON clickers (campaign, clicked_at_us);
 -- What could not be read, with its bytes. state: 0 waiting, 1 replayed and folded, 2 replayed and still bad.
 CREATE TABLE IF NOT EXISTS dead (position INTEGER, item INTEGER, source TEXT, reason TEXT, detail TEXT, raw BLOB, at_us INTEGER,
     state INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (position, item)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS dead_of ON dead (source, state);
 
 -- Receipt side, by minute of receipt. dropped reasons are in `drops`.
 CREATE TABLE IF NOT EXISTS receipts (source TEXT, minute INTEGER, records INTEGER NOT NULL DEFAULT 0, events INTEGER NOT NULL DEFAULT 0,

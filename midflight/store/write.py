@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import Counter
-from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import apsw
@@ -22,7 +21,10 @@ from ..stream.shard import Effects
 from .schema import ENDED, SCHEMA, VERSION
 
 _KEY = ("campaign", "minute", "variant", "wave", "provider", "source", "segment")
-_DERIVED = ("meta", "names", "cells", "delays", "campaigns", "clickers", "dead", "receipts", "drops", "freshness", "marks")
+_HOUR_KEY = ("campaign", "hour", *_KEY[2:])
+_DERIVED = (
+    "meta", "names", "cells", "hours", "delays", "hour_delays", "campaigns", "clickers", "dead", "receipts", "drops", "freshness", "marks",
+)  # fmt: skip
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 minutes_of_freshness_max = 7 * 24 * 60
 checksum_bytes = 8
@@ -30,7 +32,8 @@ checksum_bytes = 8
 DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.IOError)
 
 
-def _upsert(table: str, key: Iterable[str], sums: Iterable[str]) -> str:
+@lru_cache(maxsize=256)
+def _upsert(table: str, key: tuple[str, ...], sums: tuple[str, ...]) -> str:
     columns = (*key, *sums)
     adds = ", ".join(f"{c} = {c} + excluded.{c}" for c in sums)
     return (
@@ -39,11 +42,18 @@ def _upsert(table: str, key: Iterable[str], sums: Iterable[str]) -> str:
     )
 
 
-_CELL = _upsert("cells", _KEY, MEASURES)
+@lru_cache(maxsize=256)
+def _upsert_campaign(sums: tuple[str, ...]) -> str:
+    adds = ", ".join(f"{c} = {c} + excluded.{c}" for c in sums)
+    return (
+        f"INSERT INTO campaigns (campaign, first_minute, last_minute, {', '.join(sums)}) VALUES (?, ?, ?{', ?' * len(sums)}) "
+        f"ON CONFLICT (campaign) DO UPDATE SET {adds}, "
+        "first_minute = min(first_minute, excluded.first_minute), last_minute = max(last_minute, excluded.last_minute)"
+    )
+
+
 _DELAY = _upsert("delays", (*_KEY, "kind", "bucket"), ("n",))
-_CAMPAIGN = _upsert("campaigns", ("campaign",), MEASURES).replace("(campaign,", "(campaign, first_minute, last_minute,", 1).replace(
-    "VALUES (?,", "VALUES (?, ?, ?,", 1
-) + (", first_minute = min(first_minute, excluded.first_minute), last_minute = max(last_minute, excluded.last_minute)")  # fmt: skip
+_HOUR_DELAY = _upsert("hour_delays", (*_HOUR_KEY, "kind", "bucket"), ("n",))
 _RECEIPT = (
     "INSERT INTO receipts (source, minute, records, events, duplicates, bad, last_event_us) VALUES (?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (source, minute) DO UPDATE SET records = records + excluded.records, events = events + excluded.events, "
@@ -134,14 +144,18 @@ class StoreWriter:
         self.db.executemany("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", list(values.items()))
 
     def _cells(self, effect: Effects) -> None:
+        """Add to minutes and to their hours what a batch changed."""
         if effect.cell_key.shape[0]:
-            keys = key_columns(effect.cell_key)
-            self.db.executemany(_CELL, np.hstack([keys, effect.cell_value]).tolist())
-            self.db.executemany(_CAMPAIGN, by_campaign(keys, effect.cell_value))
+            # A batch changes few measures; the others keep what they are.
+            changed = np.flatnonzero(effect.cell_value.any(axis=0))
+            measures, value = tuple(MEASURES[i] for i in changed), effect.cell_value[:, changed]
+            self.db.executemany(_upsert("cells", _KEY, measures), rows_of(effect.cell_key, value).tolist())
+            hours = rows_of(*by_hour(effect.cell_key, value))
+            self.db.executemany(_upsert("hours", _HOUR_KEY, measures), hours.tolist())
+            self.db.executemany(_upsert_campaign(measures), by_campaign(effect.cell_key, hours).tolist())
         if effect.delay_key.shape[0]:
-            kind_bucket = effect.delay_key[:, 3]
-            more = [(kind_bucket >> np.uint64(32)).astype(np.int64), (kind_bucket & _MASK32).astype(np.int64), effect.delay_n]
-            self.db.executemany(_DELAY, np.column_stack([key_columns(effect.delay_key), *more]).tolist())
+            self.db.executemany(_DELAY, delay_rows(effect.delay_key, effect.delay_n))
+            self.db.executemany(_HOUR_DELAY, delay_rows(*by_hour(effect.delay_key, effect.delay_n)))
 
     def _clickers(self, effect: Effects, prepared: Prepared) -> None:
         known = np.flatnonzero(effect.clicker_campaign)
@@ -193,30 +207,47 @@ class StoreWriter:
         self.db.close()
 
 
-def key_columns(key: np.ndarray) -> np.ndarray:
-    """Return packed cell keys [n, 3+] as int64 columns in the order of the tables' keys."""
-    when, place, segment = key[:, 0], key[:, 1], key[:, 2]
-    columns = [
-        when >> np.uint64(32),
-        when & _MASK32,
-        place >> np.uint64(48),
-        place >> np.uint64(32) & _MASK16,
-        place >> np.uint64(16) & _MASK16,
-        place & _MASK16,
-    ]
-    return np.column_stack([*(c.astype(np.int64) for c in columns), segment.view(np.int64)])
+def rows_of(key: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Return packed cell keys [n, 3+] and values [n, any] as int64 rows: columns in the order of the tables' keys, then the values."""
+    when, place = key[:, 0], key[:, 1]
+    rows = np.empty((key.shape[0], 7 + value.shape[1]), np.int64)
+    rows[:, 0] = when >> np.uint64(32)
+    rows[:, 1] = when & _MASK32
+    for column, shift in enumerate((48, 32, 16, 0), 2):
+        rows[:, column] = place >> np.uint64(shift) & _MASK16
+    rows[:, 6] = key[:, 2].view(np.int64)
+    rows[:, 7:] = value
+    return rows
 
 
-def by_campaign(keys: np.ndarray, values: np.ndarray) -> list[list[int]]:
-    """Return one row per campaign: its id, its first and last touched minute, and the sums of the changes."""
-    campaigns, place = np.unique(keys[:, 0], return_inverse=True)
-    sums = np.zeros((campaigns.size, values.shape[1]), np.int64)
-    np.add.at(sums, place, values)
-    first = np.full(campaigns.size, np.iinfo(np.int64).max)
-    last = np.zeros(campaigns.size, np.int64)
-    np.minimum.at(first, place, keys[:, 1])
-    np.maximum.at(last, place, keys[:, 1])
-    return np.column_stack([campaigns, first, last, sums]).tolist()
+def delay_rows(key: np.ndarray, n: np.ndarray) -> list[list[int]]:
+    """Return packed delay keys [n, 4] and their counts as rows of the tables of delays."""
+    return rows_of(key, np.column_stack([key[:, 3] >> np.uint64(32), key[:, 3] & _MASK32, n.view(np.uint64)])).tolist()
+
+
+def by_hour(key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return packed keys [n, 3+] with the first minute of their hour instead of the minute, each once, and the sums of their values."""
+    key = key.copy()
+    key[:, 0] -= (key[:, 0] & _MASK32) % np.uint64(60)
+    order = np.lexsort(key.T[::-1])
+    key = key[order]
+    first = starts(key)
+    return key[first], np.add.reduceat(value[order], first, axis=0)
+
+
+def by_campaign(key: np.ndarray, hours: np.ndarray) -> np.ndarray:
+    """Return a row for each campaign: its id, its first and last minute in these packed keys, and the sums of its rows of hours."""
+    when = np.sort(key[:, 0])
+    first = starts(when >> np.uint64(32))
+    last = np.append(first[1:], when.size) - 1
+    span = np.column_stack([when[first] >> np.uint64(32), when[first] & _MASK32, when[last] & _MASK32])
+    return np.hstack([span.view(np.int64), np.add.reduceat(hours[:, 7:], starts(hours[:, 0]), axis=0)])
+
+
+def starts(key: np.ndarray) -> np.ndarray:
+    """Return where in sorted keys a new one begins."""
+    new = key[1:] != key[:-1]
+    return np.flatnonzero(np.append(True, new if new.ndim == 1 else new.any(axis=1)))
 
 
 def recipient_names(keys: np.ndarray, prepared: Prepared) -> list[str]:
