@@ -83,6 +83,15 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def folder(self) -> Path:
         return Path(self.data)
 
+    def make_folder(self) -> Path:
+        """Return the data folder; where there is none it is made, for its owner alone. Raises ConfigError."""
+        try:
+            if not self.folder.is_dir():
+                self.folder.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise ConfigError(f"The data folder cannot be made: {error.strerror}", got=self.data, where="$.data") from None
+        return self.folder
+
     def dimensions(self) -> list[Attribute]:
         """Return the attributes that are dimensions, in their order in the cell's key."""
         return [Attribute(name=a, trait=a) if isinstance(a, str) else a for a in self.attributes]
@@ -141,9 +150,8 @@ def refuse_unknown(raw: object, struct: type[msgspec.Struct], at: str, where: st
     """Raise ConfigError for a setting that a struct does not have, with the nearest that it has."""
     for name, value in raw.items() if isinstance(raw, dict) else ():
         if name not in struct.__struct_fields__:
-            raise ConfigError(
-                f"{where}: unknown setting `{name}`", where=f"{at}.{name}", todo=nearest(str(name), struct.__struct_fields__)
-            )
+            todo = nearest(str(name), struct.__struct_fields__)
+            raise ConfigError(f"{where}: unknown setting `{name}`", where=f"{at}.{name}", todo=todo)
         section = struct.__annotations__[name]
         if section in SECTIONS:
             refuse_unknown(value, SECTIONS[section], f"{at}.{name}", where)

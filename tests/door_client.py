@@ -67,8 +67,17 @@ class Running:
     def post(self, path: str, body: bytes = b"", headers: dict[str, str] | None = None, **how) -> Reply:
         return talk(self.port, post(path, body, headers), **how)
 
+    def metrics(self) -> str:
+        """Return the door's own numbers, which need the token of our own processes."""
+        return metrics(self.port, self.config.folder)
+
     def count(self, name: str, label: str = "") -> int:
         return self.door.counters.get(name, label)
+
+
+def metrics(port: int, data: Path) -> str:
+    token = (data / "internal.token").read_text().strip()
+    return talk(port, post("/metrics", headers={"Authorization": f"Bearer {token}"}, method="GET")).body.decode()
 
 
 def records_in(folder: Path) -> list[Record]:

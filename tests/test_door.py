@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -567,6 +568,35 @@ def test_strangers_cannot_append(tmp_path: Path) -> None:
         assert door.records() == []
 
 
+def test_strangers_see_no_numbers_of_the_door(tmp_path: Path) -> None:
+    """The door's metrics name the sources, and the name may be all that an unsigned one is protected by."""
+    with running(configuration(tmp_path)) as door:
+        door.post("/in/open", BODY)
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):
+            refused = talk(door.port, post("/metrics", headers=headers, method="GET"))
+            assert refused.status == 401 and b"open" not in refused.body
+        assert 'door_stored_total{source="open"} 1' in door.metrics().splitlines()
+
+
+def test_own_processes_may_come_from_the_doors_own_address(tmp_path: Path) -> None:
+    """A door that listens on one address of this machine is reached from that same address."""
+    with running(configuration(tmp_path)) as door:
+        internal = door.door.routes[b"/internal/append"].handlers[b"POST"].__self__
+        token = {"authorization": internal.bearer}
+        assert not internal.lets_in(SimpleNamespace(peer="10.0.0.5", headers=token))
+        internal.host = "10.0.0.5"
+        assert internal.lets_in(SimpleNamespace(peer="10.0.0.5", headers=token))
+        assert not internal.lets_in(SimpleNamespace(peer="10.0.0.6", headers=token))
+        assert not internal.lets_in(SimpleNamespace(peer="10.0.0.5", headers={}))
+
+
+def test_an_empty_token_is_made_anew(tmp_path: Path) -> None:
+    """What a power cut may leave of the token's file lets nobody in and keeps nobody out."""
+    (tmp_path / "internal.token").write_text("")
+    with running(configuration(tmp_path)):
+        assert len((tmp_path / "internal.token").read_text().strip()) > 30
+
+
 def test_only_loopback_is_our_own() -> None:
     """A token that leaked is worth nothing from another machine."""
     from midflight.serve.door.internal import is_loopback
@@ -587,7 +617,7 @@ def test_metrics_say_what_happened(tmp_path: Path) -> None:
     with running(configuration(tmp_path)) as door:
         door.post("/in/open", BODY)
         door.post("/in/sendgrid", BODY)
-        said = talk(door.port, post("/metrics", method="GET")).body.decode()
+        said = door.metrics()
         for line in (
             'door_requests_total{status="200"} 1', 'door_requests_total{status="401"} 1', 'door_refused_total{reason="unauthorized"} 1',
             'door_stored_total{source="open"} 1', "door_records_total 1", "door_ready 1", f"door_bytes_total {2 * len(BODY)}",

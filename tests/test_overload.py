@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from door_client import array, configuration, connect, door_process, event, post, records_in, replies, running, talk, until
+from door_client import array, configuration, connect, door_process, event, metrics, post, records_in, replies, running, talk, until
 from test_door import BODY, Opener
 
 from bench.door import Measured, load
@@ -37,8 +37,8 @@ def stored_webhooks(folder: Path) -> int:
     return sum(record.kind == "webhook" for record in records_in(folder / "data"))
 
 
-def metric(port: int, line: str) -> int:
-    said = talk(port, post("/metrics", method="GET")).body.decode()
+def metric(port: int, folder: Path, line: str) -> int:
+    said = metrics(port, folder / "data")
     return next((int(found.split()[-1]) for found in said.splitlines() if found.startswith(line + " ")), 0)
 
 
@@ -58,7 +58,7 @@ def test_10_times_too_much_is_shed_and_forgotten(tmp_path: Path) -> None:
         time.sleep(1.5)
         after = load(port, unique(prefix="c"), clients=40, seconds=1.5)
         assert set(after.statuses) == {200}
-        until(lambda: metric(port, "door_waiting_bytes") == 0)
+        until(lambda: metric(port, tmp_path, "door_waiting_bytes") == 0)
         process.terminate()
         assert process.wait(12) == 0
     acknowledged = rated.statuses[200] + over.statuses[200] + after.statuses[200]
@@ -177,7 +177,7 @@ def test_38_a_flood_leaves_the_others_their_share(tmp_path: Path) -> None:
         finally:
             stop.set()
             thread.join()
-        assert metric(port, 'door_stored_total{source="flood"}') > 0
+        assert metric(port, tmp_path, 'door_stored_total{source="flood"}') > 0
     assert beside >= 0.8 * alone
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 
 from .. import flow
-from ..config import load_config
+from ..config import Config, load_config
+from ..kit.clock import Clock
 from ..serve.auth import base_url, setup_url
+from ..serve.listening import CannotListen, listen
 from ..store.host_local import load_sources
 from ..supervise import Supervisor
+
+ports_s_max = 2.0  # a run that is just ending holds its ports for a moment
 
 
 def command() -> None:
@@ -16,8 +20,23 @@ def command() -> None:
     config = load_config()
     load_sources(config)  # a wrong source stops the start, with its own words, before any process runs
     link = setup_url(config)
+    wait_for_ports(config, Clock())
     print(f"webhooks  http://{config.door.host}:{config.door.port}/in/NAME   ({len(config.sources)} sources)", flush=True)
     print(f"console   {base_url(config)}/", flush=True)
     if link:
         print(f"There is no user yet. Make the first one here, within a day: {link}", flush=True)
     sys.exit(Supervisor(list(flow.PROCESSES), lambda line: print(f"midflight: {line}", file=sys.stderr, flush=True)).run())
+
+
+def wait_for_ports(config: Config, clock: Clock) -> None:
+    """Raise CannotListen, once, where a port is taken: the processes would say it again and again."""
+    until_s = clock.monotonic_s() + ports_s_max
+    for name, place in (("door", config.door), ("console", config.console)):
+        while True:
+            try:
+                listen(place.host, place.port, name).close()
+                break
+            except CannotListen:
+                if clock.monotonic_s() > until_s:
+                    raise
+                clock.sleep_s(0.1)

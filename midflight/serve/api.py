@@ -716,6 +716,7 @@ class _Server(uvicorn.Server):
 
 def serve(config: Config, clock: Clock | None = None) -> None:
     """Serve API and console until SIGTERM or SIGINT; open requests get ``drain_s`` seconds."""
+    listener = listen(config.console.host, config.console.port)
     app = create_app(config, clock)
     server_config = uvicorn.Config(
         app,
@@ -728,7 +729,6 @@ def serve(config: Config, clock: Clock | None = None) -> None:
         limit_concurrency=500,
         h11_max_incomplete_event_size=32 * 1024,
     )
-    listener = listen(config.console.host, config.console.port)
     try:
         server = _Server(server_config)
         server.hub = app.state.site.hub

@@ -90,16 +90,9 @@ class Access:
 
     def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
-        folder = Path(config.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "access.db"
         self._lock = threading.Lock()
         self._hashing = threading.Semaphore(hashing_max)
-        self._db = apsw.Connection(str(path))
-        path.chmod(0o600)
-        self._db.set_busy_timeout(5_000)
-        self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL")
-        self._db.execute(SCHEMA)
+        self._db = opened(config.make_folder() / "access.db")
         self.tries = Tries(self.clock)
 
     def close(self) -> None:
@@ -275,6 +268,19 @@ class Tries:
     def forget(self, key: str) -> None:
         with self._lock:
             self._left.pop(key, None)
+
+
+def opened(path: Path) -> apsw.Connection:
+    """Return the file of access, made where there is none. Raises MidflightError where it cannot be read and written."""
+    try:
+        db = apsw.Connection(str(path))
+        path.chmod(0o600)
+        db.set_busy_timeout(5_000)
+        db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL")
+        db.execute(SCHEMA)
+    except (apsw.Error, OSError) as error:
+        raise MidflightError(f"Users and tokens cannot be read or written: {error}", where=str(path)) from None
+    return db
 
 
 def hashed(secret: str) -> bytes:

@@ -17,6 +17,7 @@ from ..kit.counters import Counters
 from ..kit.errors import MidflightError
 from ..metrics import Sums
 from ..store.read import Store, View, all_metrics, iso, minute_us
+from . import listening
 from .watch import unusual_in
 
 logger = logging.getLogger(__name__)
@@ -287,12 +288,8 @@ class StreamResponse(Response):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket whose connections are cut when the other side stops taking bytes."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Return the console's listening socket; connections are cut when the other side stops taking bytes. Raises CannotListen."""
+    listener = listening.listen(host, port, "console")
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(send_s_max * 1000))
-    listener.bind((host, port))
-    listener.listen(512)
     return listener

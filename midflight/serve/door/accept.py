@@ -10,22 +10,6 @@ from collections.abc import Callable
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 accepts_max = 64  # a turn; then others run
 pause_s = 0.1
-backlog = 1024
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-        found.listen(backlog)
-        found.setblocking(False)
-    except OSError:
-        found.close()
-        raise
-    return found
 
 
 class Acceptor:
@@ -33,6 +17,7 @@ class Acceptor:
 
     def __init__(self, loop, listener: socket.socket, has_room: Callable[[], bool], take: Callable, refused: Callable[[str], None]) -> None:
         self.loop, self.listener = loop, listener
+        listener.setblocking(False)
         self.has_room, self.take, self.refused = has_room, take, refused
         self.accepting = self.closed = False
         self._timer = None

@@ -17,7 +17,8 @@ from ...kit.counters import Counters
 from ...kit.errors import MidflightError
 from ...log import GroupCommit, Record, TooLarge, Unwritable
 from ...sources import load
-from .accept import Acceptor, listen
+from ..listening import listen
+from .accept import Acceptor
 from .answers import NOT_FOUND, OK, UNSUPPORTED, Answer, date_line, later, refusal, wire
 from .http import Connection, Exchange
 from .inflate import ENCODINGS
@@ -107,9 +108,9 @@ class Door:
             handlers = {b"POST": Tracked(self, tracked).post, b"OPTIONS": lambda _: Tracking.PREFLIGHT}
             for call in Tracking.CALLS:
                 routes[b"/v1/" + call.encode()] = Route("v1", handlers, settings.body_bytes_max, reads=True)
-        internal = Internal(self, token_at(self.config.folder))
+        internal = Internal(self, token_at(self.config.make_folder()), settings.host)
         routes[b"/internal/append"] = Route("internal", {b"POST": internal.post}, body_bytes_max)
-        pages = Pages(self)
+        pages = Pages(self, internal)
         for name in ("health", "ready", "metrics"):
             page = getattr(pages, name)
             routes[b"/" + name.encode()] = Route("pages", {b"GET": page, b"HEAD": page})
@@ -118,13 +119,13 @@ class Door:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen, then open the log: until it is open requests get 429. Raises OSError when the port is taken."""
+        """Listen, then open the log: until it is open requests get 429. Raises CannotListen."""
         loop = self.loop = asyncio.get_running_loop()
         self.finished = asyncio.Event()
         settings = self.config.door
         if settings.waiting_bytes_max < 2 * (settings.body_bytes_max + settings.inflated_bytes_max):
             logger.warning("door.waiting_bytes_max has no room for two of the largest bodies: such a body will always get 429")
-        listener = listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port, "door")
         self.port = listener.getsockname()[1]
         self.acceptor = Acceptor(loop, listener, self.has_room, self.take, self.refused_connection)
         self.looking = loop.call_later(look_s, self.look)

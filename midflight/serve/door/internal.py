@@ -23,13 +23,12 @@ _decoder = msgspec.msgpack.Decoder(list[Record])
 
 
 def token_at(folder: Path) -> str:
-    """Return the token of `{data}/internal.token`, made now when there is none; only the owner can read it."""
+    """Return the token of `{folder}/internal.token`, made now when there is none; only the owner can read it."""
     path = folder / "internal.token"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        token = secrets.token_urlsafe(32)
+    # A power cut may leave an empty file behind: nobody could present that token.
+    if path.exists() and (token := path.read_text().strip()):
+        return token
+    token = secrets.token_urlsafe(32)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w") as file:
@@ -52,13 +51,19 @@ class AppendingMany(Storing):
 class Internal:
     """`POST /internal/append`: a msgpack list of records, answered with the list of their positions once they are durable."""
 
-    def __init__(self, door, token: str) -> None:
+    def __init__(self, door, token: str, host: str) -> None:
         self.door = door
+        self.host = host
         self.bearer = f"Bearer {token}"
         self.refusal = refusal(401, "unauthorized", "This is for Midflight's own processes", todo="The token is in internal.token")
 
+    def lets_in(self, exchange: Exchange) -> bool:
+        """Whether this comes from this machine and carries the token. Who connects to the door's own address comes from there."""
+        near = is_loopback(exchange.peer) or exchange.peer == self.host
+        return near and same(exchange.headers.get("authorization", ""), self.bearer)
+
     def post(self, exchange: Exchange) -> Answer | None:
-        if not is_loopback(exchange.peer) or not same(exchange.headers.get("authorization", ""), self.bearer):
+        if not self.lets_in(exchange):
             return self.refusal
         try:
             records = _decoder.decode(exchange.body)

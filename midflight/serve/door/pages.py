@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .answers import Answer, json_answer
+from .http import Exchange
+from .internal import Internal
 
 TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 # The label of each counter that has one.
@@ -17,10 +19,11 @@ LABELS = {
 
 
 class Pages:
-    """`GET /health`, `/ready` and `/metrics`."""
+    """`GET /health`, `/ready` and `/metrics`; the last one only for who may append, because it names the sources."""
 
-    def __init__(self, door) -> None:
+    def __init__(self, door, internal: Internal) -> None:
         self.door = door
+        self.internal = internal
 
     def health(self, _exchange) -> Answer:
         return json_answer(200, {"ok": True})
@@ -32,7 +35,9 @@ class Pages:
         # No vendor asks here, so this may be the 503 that load balancers understand.
         return json_answer(503, {"ok": False, "error": {"code": why, "what": self.door.closed_what}, "status": 503})
 
-    def metrics(self, _exchange) -> Answer:
+    def metrics(self, exchange: Exchange) -> Answer:
+        if not self.internal.lets_in(exchange):
+            return self.internal.refusal
         return Answer(200, self.text().encode(), TEXT)
 
     def text(self) -> str:

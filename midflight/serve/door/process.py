@@ -12,7 +12,6 @@ import sys
 import uvloop
 
 from ...config import Config
-from ...kit.errors import MidflightError
 from .door import Door
 
 logger = logging.getLogger("midflight.door")
@@ -48,11 +47,7 @@ async def serve(config: Config) -> Exception | None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     door = Door(config)
-    try:
-        await door.start()
-    except OSError as error:
-        place = f"{config.door.host}:{config.door.port}"
-        raise MidflightError("The door cannot listen", got=error.strerror or str(error), where=place, todo="Set `door.port`") from None
+    await door.start()
     logger.info("listening on %s:%d", config.door.host, door.port)
     while not ended.is_set() and door.failed is None:
         try:
