@@ -23,7 +23,7 @@ from midflight.kit.clock import Clock, VirtualClock
 from midflight.log import Reader, Record, Writer
 from midflight.sandbox.audience import DIMENSION_NAMES
 from midflight.sandbox.manners import Manners
-from midflight.sandbox.play import Game, play
+from midflight.sandbox.play import Game, Step, play
 from midflight.sandbox.settings import kinds, read_keys, sandbox_config, sandbox_sources, write_files
 from midflight.sandbox.vendors import SITE
 from midflight.sandbox.verify import Difference, Truth, verify
@@ -36,6 +36,7 @@ CONTROLS = PROJECT / "tests" / "controls"
 NAMES = ("door", "engine", "console", "history")
 VENDORS = tuple(kind for kind in kinds() if kind != SITE)
 wait_s_max = 60.0
+games_max = 20
 T0 = 1_764_000_000_000_000
 
 
@@ -129,6 +130,10 @@ class System:
         except httpx.HTTPError:
             return False
 
+    def engine_runs(self) -> None:
+        """Wait until an engine that was started after one that ended by itself has its folder."""
+        wait_until(lambda: (self.data / "engine.trying").exists(), f"an engine\n{self.output('engine')[-2000:]}")
+
     def kill(self, name: str) -> None:
         """Kill a process as hard as there is."""
         self.processes[name].kill()
@@ -197,10 +202,10 @@ class System:
             manners=Manners(**({"duplicates": 0.1, "reorder": 0.1, "bare": 0.05, "cut": 0.02, "clocks": 0.0} | manners)),
         )
 
-    def play(self, scenario: Scenario | None = None, rate: float = 0.0) -> Truth:
+    def play(self, scenario: Scenario | None = None, rate: float = 0.0, step: Step | None = None) -> Truth:
         """Play a game against the door and return its truth. Nothing that the door refused for good is right here."""
         game = Game(scenario or self.scenario(), self.door, self.keys, rate=rate, connections=8, api=self.api, token=self.token)
-        told = play(game)
+        told = play(game, step)
         report = told.report
         assert not report["refused"] and not report["lost"], f"seed {told.seed}: {report}"
         return told
@@ -221,22 +226,28 @@ class System:
 
 
 class Playing:
-    """A game in a thread, while the test does harm."""
+    """Games in a thread, while the test does harm: one, and another as long as ``again()``. ``begun`` says that people are told."""
 
-    def __init__(self, system: System, scenario: Scenario | None = None, rate: float = 0.0) -> None:
-        self.truth: Truth | None = None
+    def __init__(self, system: System, again: Callable[[], bool] = lambda: False, *, recipients: int = 150, rate: float = 300.0) -> None:
+        self.system, self.again, self.recipients, self.rate = system, again, recipients, rate
+        self.truths: list[Truth] = []
         self.error: BaseException | None = None
-        self.scenario = scenario or system.scenario()
-        self._thread = threading.Thread(target=self._run, args=(system, rate))
+        self.begun = threading.Event()
+        self._thread = threading.Thread(target=self._run)
 
-    def _run(self, system: System, rate: float) -> None:
+    def _run(self) -> None:
         try:
-            self.truth = system.play(self.scenario, rate)
+            while not self.truths or (self.again() and len(self.truths) < games_max):
+                scenario = self.system.scenario(self.recipients)
+                self.truths.append(self.system.play(scenario, self.rate, lambda what, n: self.begun.set()))
         except BaseException as error:
             self.error = error
+        finally:
+            self.begun.set()
 
     def __enter__(self) -> Playing:
         self._thread.start()
+        self.begun.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -246,13 +257,16 @@ class Playing:
     def over(self) -> bool:
         return not self._thread.is_alive()
 
-    def told(self) -> Truth:
-        """Wait for the end of the game and return its truth. Raises what went wrong in it."""
+    def differences(self, timeout_s: float = 30.0) -> list[Difference]:
+        """Wait for the end of the games and return what the API shows otherwise than it is. Raises what went wrong in a game."""
         self._thread.join()
         if self.error:
             raise self.error
-        assert self.truth is not None
-        return self.truth
+        return [found for told in self.truths for found in self.system.differences(told, timeout_s)]
+
+    def shown(self, found: list[Difference]) -> str:
+        """Return differences and the seeds of the games in words."""
+        return f"seeds {[told.seed for told in self.truths]}: {len(found)} numbers differ, such as {found[:3]}"
 
 
 # -- a log without HTTP ------------------------------------------------------------------------------------------------------

@@ -618,7 +618,9 @@ def test_a_buried_record_is_not_read_again(small: Folding, monkeypatch: pytest.M
         half_way(engine)
     read: list[int] = []
     prepare = host_local.Edge.prepare
-    monkeypatch.setattr(host_local.Edge, "prepare", lambda self, records: read.extend(r.position for r in records) or prepare(self, records))
+    monkeypatch.setattr(
+        host_local.Edge, "prepare", lambda self, records: read.extend(r.position for r in records) or prepare(self, records)
+    )
     picture = small.continued(data)
     assert 0 in read and buried not in read and max(read) == small.records - 1
     assert [(row[0], row[3]) for row in picture["dead"] if row[3] == "ended_the_engine"] == [(buried, "ended_the_engine")]

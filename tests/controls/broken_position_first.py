@@ -1,0 +1,20 @@
+"""A build that commits the position first and what the records changed in a second transaction."""
+
+from __future__ import annotations
+
+
+def apply() -> None:
+    """Split the commit; a crash point named `between` lies between its halves."""
+    from midflight.kit.crash import crash_point
+    from midflight.store.write import StoreWriter
+
+    whole = StoreWriter.commit
+
+    def commit(self, prepared, effects, names, conflicts) -> None:
+        with self.db:
+            self._meta({"position": prepared.next_position})
+        if any(effect.cell_value.size for effect in effects):
+            crash_point("between")
+        whole(self, prepared, effects, names, conflicts)
+
+    StoreWriter.commit = commit
