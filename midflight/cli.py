@@ -64,7 +64,7 @@ def config_first(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and leave the process: 0 done, 1 the command says no, 2 an operator's mistake, 3 damage found, said in one line."""
+    """Run one command and leave the process: 0 done, 1 the answer is no, 2 an operator's mistake, 3 damage or an obstacle."""
     end_with_supervisor()
     try:
         app(config_first(sys.argv[1:] if arguments is None else arguments), prog_name="midflight")

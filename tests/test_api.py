@@ -33,7 +33,7 @@ from midflight.log.record import Record
 from midflight.metrics import REGISTRY, Sums
 from midflight.metrics.metric import quantile
 from midflight.serve.api import create_app, openapi, webhook_url
-from midflight.serve.auth import Access, TooManyTries, WrongCredentials, demo_user, setup_url
+from midflight.serve.auth import Access, TooManyTries, Unkept, WrongCredentials, demo_user, setup_url
 from midflight.serve.live import Crowded, Hub, readers_max, waiting_max
 from midflight.store.read import Query, Store, Unknown, WrongQuery, window_of
 from midflight.stream.measures import DELAY_EDGES_S, FRESHNESS_EDGES_MS, MEASURES
@@ -632,6 +632,26 @@ def test_sessions_end(tmp_path: Path) -> None:
     other = access.open_session("ada")
     access.set_user("ada", "another horse")
     assert access.session(other) is None
+    access.close()
+
+
+def test_a_full_disk_keeps_nobody_from_looking(tmp_path: Path) -> None:
+    """Where nothing can be written, who is in stays in until the session is too old; who is not gets 503 in our words."""
+    clock = VirtualClock()
+    access = Access(sample_config(tmp_path), clock)
+    access.set_user("ada", "correct horse")
+    secret = access.open_session("ada")
+    access._db.execute("PRAGMA query_only = ON")
+    clock.sleep_s(3600)
+    assert access.session(secret).user == "ada"
+    for change in (lambda: access.open_session("ada"), lambda: access.make_token("x", ["read"]), lambda: access.set_user("b", "b" * 10)):
+        with pytest.raises(Unkept, match="cannot be read or written") as refused:
+            change()
+        assert refused.value.status == 503
+    clock.sleep_s(12 * 3600)
+    assert access.session(secret) is None
+    access._db.execute("PRAGMA query_only = OFF")
+    assert access.session(access.open_session("ada")).user == "ada"
     access.close()
 
 

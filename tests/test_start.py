@@ -1,4 +1,4 @@
-"""Starting where it cannot work: one line that says why, exit status 2, and no traceback."""
+"""Starting where it cannot work: one line that says why, and no traceback."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def start(folder: Path, command: str, **settings: object) -> subprocess.Complete
 def test_a_taken_port_is_one_line(command: str, name: str, taken: int, tmp_path: Path) -> None:
     """Whoever wants the port says which it is and which setting to change; `up` starts nothing then."""
     done = start(tmp_path, command, **{name: {"port": taken}})
-    assert done.returncode == 2
+    assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert f"The {name} cannot listen: Address already in use - at `127.0.0.1:{taken}`" in line and f"`{name}.port`" in line
 
@@ -81,6 +81,6 @@ def test_a_damaged_file_of_users_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "access.db").write_bytes(b"x" * 5000)
     done = start(tmp_path, "up")
-    assert done.returncode == 2
+    assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert "Users and tokens cannot be read" in line and "access.db" in line

@@ -7,6 +7,8 @@ import hmac
 import re
 import secrets
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
@@ -69,6 +71,14 @@ class TooManyTries(MidflightError):
         self.wait_s = wait_s
 
 
+class Unkept(MidflightError):
+    """The file of users, sessions and tokens cannot be read or written: a full disk, say."""
+
+    status = 503
+    code = "unkept"
+    exit_status = 3
+
+
 class Session(msgspec.Struct, frozen=True):
     """Somebody at the console. ``csrf`` has to come with everything that writes."""
 
@@ -100,8 +110,14 @@ class Access:
             self._db.close()
 
     def _run(self, sql: str, values: tuple = ()) -> list[tuple]:
-        with self._lock:
+        with self._lock, worded():
             return self._db.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Make several changes together. Raises Unkept, and then none of them is made."""
+        with self._lock, worded(), self._db:
+            yield
 
     # -- users -------------------------------------------------------------------------------------------------------
 
@@ -120,7 +136,7 @@ class Access:
             )
         salt = secrets.token_bytes(16)
         digest = self._scrypt(password, salt)
-        with self._lock, self._db:
+        with self._changing():
             self._db.execute("INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?)", (name, salt, digest, self.clock.now_us()))
             self._db.execute("DELETE FROM sessions WHERE user = ?", (name,))
             self._db.execute("DELETE FROM setup")
@@ -130,7 +146,7 @@ class Access:
         known = [n for n, _ in self.users()]
         if name not in known:
             raise NotFound(f"Unknown user `{name[:100]}`", todo=nearest(name[:100], known))
-        with self._lock, self._db:
+        with self._changing():
             self._db.execute("DELETE FROM users WHERE name = ?", (name,))
             self._db.execute("DELETE FROM sessions WHERE user = ?", (name,))
 
@@ -157,7 +173,7 @@ class Access:
         """Return the secret of a new session; only its hash is kept."""
         secret = secrets.token_urlsafe(32)
         now = self.clock.now_us()
-        with self._lock, self._db:
+        with self._changing():
             self._db.execute(
                 "DELETE FROM sessions WHERE seen_us < ? OR made_us < ?",
                 (now - session_idle_s * 1_000_000, now - session_life_s * 1_000_000),
@@ -180,10 +196,13 @@ class Access:
         user, csrf, made, seen = found[0]
         now = self.clock.now_us()
         if now - seen > session_idle_s * 1_000_000 or now - made > session_life_s * 1_000_000:
-            self.close_session(secret)
+            with suppress(Unkept):
+                self.close_session(secret)
             return None
         if now - seen > 60 * 1_000_000:
-            self._run("UPDATE sessions SET seen_us = ? WHERE hash = ?", (now, digest))
+            # Who is in already may go on looking while the disk is full.
+            with suppress(Unkept):
+                self._run("UPDATE sessions SET seen_us = ? WHERE hash = ?", (now, digest))
         return Session(user, csrf)
 
     def close_session(self, secret: str) -> None:
@@ -229,7 +248,7 @@ class Access:
         if self.users():
             return None
         secret = secrets.token_urlsafe(24)
-        with self._lock, self._db:
+        with self._changing():
             self._db.execute("DELETE FROM setup")
             self._db.execute("INSERT INTO setup VALUES (?, ?)", (hashed(secret), self.clock.now_us()))
         return secret
@@ -271,16 +290,24 @@ class Tries:
 
 
 def opened(path: Path) -> apsw.Connection:
-    """Return the file of access, made where there is none. Raises MidflightError where it cannot be read and written."""
-    try:
+    """Return the file of access, made where there is none. Raises Unkept."""
+    with worded(path):
         db = apsw.Connection(str(path))
         path.chmod(0o600)
         db.set_busy_timeout(5_000)
         db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL")
         db.execute(SCHEMA)
+        return db
+
+
+@contextmanager
+def worded(path: Path | None = None) -> Iterator[None]:
+    """Raise Unkept for what the disk or SQLite says."""
+    try:
+        yield
     except (apsw.Error, OSError) as error:
-        raise MidflightError(f"Users and tokens cannot be read or written: {error}", where=str(path)) from None
-    return db
+        where = None if path is None else str(path)
+        raise Unkept(f"Users and tokens cannot be read or written: {error}", where=where, todo="Look at the disk") from None
 
 
 def hashed(secret: str) -> bytes:

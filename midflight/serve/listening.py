@@ -13,6 +13,8 @@ class CannotListen(MidflightError):
     """The address is taken, not this machine's, or not for us."""
 
     code = "cannot_listen"
+    # `up` has tried the ports before it starts anything: later on somebody is in the way, and the other processes go on.
+    exit_status = 3
 
 
 def listen(host: str, port: int, name: str) -> socket.socket:

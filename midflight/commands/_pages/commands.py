@@ -13,7 +13,8 @@ HEAD = """\
 # Commands
 
 `midflight COMMAND --help` says the same. Exit codes: 0 done, 1 the command's answer is no (a check found a difference, say), 2 a
-mistake in what was asked for, told in one line on the error output. `--config FILE` may stand before or after a command.
+mistake in what was asked for, 3 something is damaged or in the way; 2 and 3 are told in one line on the error output. `--config FILE`
+may stand before or after a command.
 """
 
 
