@@ -217,7 +217,10 @@ def test_numbers_move_without_reloading(tmp_path: Path, browser: Browser) -> Non
 ADD_SEVEN = """
 UPDATE cells SET delivered = delivered + 7 WHERE campaign = 1 AND minute = (SELECT max(minute) FROM cells WHERE campaign = 1) AND segment =
     (SELECT segment FROM cells WHERE campaign = 1 ORDER BY minute DESC LIMIT 1);
-UPDATE campaigns SET delivered = (SELECT sum(delivered) FROM cells WHERE cells.campaign = 1) WHERE campaign = 1
+UPDATE campaigns SET delivered = (SELECT sum(delivered) FROM cells WHERE cells.campaign = 1) WHERE campaign = 1;
+UPDATE hours AS h SET delivered = (SELECT sum(delivered) FROM cells c WHERE c.campaign = 1 AND c.minute BETWEEN h.hour AND h.hour + 59 AND
+    (c.variant, c.wave, c.provider, c.source, c.segment) = (h.variant, h.wave, h.provider, h.source, h.segment))
+    WHERE campaign = 1 AND hour = (SELECT max(hour) FROM hours WHERE campaign = 1)
 """
 
 

@@ -602,6 +602,11 @@ class View:
             out[id_] = dict(self.db.execute(sql, (id_, first, last)))
         return out
 
+    def is_crowded(self, campaign: str, first: int, last: int, cells_max: int) -> bool:
+        """Tell whether a campaign has more cells in a span of minutes; they are counted no further."""
+        sql = "SELECT 1 FROM cells WHERE campaign = ? AND minute BETWEEN ? AND ? LIMIT 1 OFFSET ?"
+        return self.db.execute(sql, (self.campaign_id(campaign), first, last, cells_max)).get is not None
+
     # -- people ------------------------------------------------------------------------------------------------------
 
     def waiting(self, campaign: str, minutes: int, limit: int, after: tuple[int, int] | None = None) -> dict:

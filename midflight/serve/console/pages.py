@@ -41,6 +41,8 @@ chart_minutes_min = 60
 chart_young_min = 10
 young_minutes = 15
 chart_points_max = 150
+chart_cells_max = 400_000  # with more in its window, a chart is drawn from hours
+whole_min = 10  # a rate over fewer is not told where its interval does not stand beside it
 variants_max = 50
 lines_max = 6
 breakdown_max = 40
@@ -68,7 +70,7 @@ templates.filters.update(
     json=lambda value: msgspec.json.encode(value).decode(),
 )
 templates.globals.update(
-    spark=pictures.spark, scale=pictures.scale, whisker=pictures.whisker, metric_text=words.metric, version=__version__
+    spark=pictures.spark, scale=pictures.scale, whisker=pictures.whisker, metric_text=words.metric, whole_min=whole_min, version=__version__
 )
 
 
@@ -124,6 +126,15 @@ def tiles(state: dict) -> dict:
         "active": len(state["campaigns"]),
         "machine_share": all_metrics()["machine_share"].compute(total).value,
     }
+
+
+def told(row: dict, name: str) -> float | None:
+    """Return a campaign's rate as lists tell it: none over a few messages, and none of events that belong to no campaign."""
+    whole = Sums(measures=row["measures"]).of(all_metrics()[name].under(False))
+    return row["metrics"][name] if row["campaign"] and whole >= whole_min else None
+
+
+templates.globals.update(told=told)
 
 
 def since(now_us: int) -> dict:
@@ -331,15 +342,20 @@ def time_chart(view: View, asked: Asked, choice: Choice, row: dict, slots: dict[
     first = min(max(first, row["first"] - 1), last - chart_young_min + 1)
     step = next((s for s in CHART_STEPS if (last - first) / s <= chart_points_max), CHART_STEPS[-1])
     first = max(first, last - step * chart_points_max)
+    if 1 < step < 60 and view.is_crowded(choice.name, first, last, chart_cells_max):
+        step = 60
+    # All steps but the last are whole.
+    first = first // step * step
     window = msgspec.structs.replace(asked.window, name="chart", first=first)
-    query = msgspec.structs.replace(asked, window=window, by=("variant", "minute"), measures=measures, metrics=(), delays=(), bare=True)
+    each = "minute" if step % 60 else "hour"
+    query = msgspec.structs.replace(asked, window=window, by=("variant", each), measures=measures, metrics=(), delays=(), bare=True)
     start = first // step
     n = last // step - start + 1
     lines = {name: [0] * n for name in slots}
-    for (variant, minute), sums in view.groups(query).items():
+    for (variant, at), sums in view.groups(query).items():
         values = lines.get(view.name("variant", variant))
         if values is not None:
-            values[minute // step - start] += sum(sums.measures.values())
+            values[at // step - start] += sum(sums.measures.values())
     return {
         "kind": "time",
         "label": SHOWN[choice.show],

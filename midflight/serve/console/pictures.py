@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+points_min = 3
+
 
 def spark(values: list[int], width: float = 120, height: float = 24) -> dict[str, str]:
-    """Return the points of a line and of the area below it. The last value is of the running minute and left out if it can be."""
+    """Return the points of a line and of the area below it, from the first value that is not zero.
+
+    The last value is of the running minute and left out if it can be.
+    """
     if any(values[:-1]):
         values = values[:-1]
+    begins = next((i for i, v in enumerate(values) if v), 0)
+    values = values[max(0, min(begins, len(values) - points_min)) :]
     top = max(values, default=0) or 1
     step = width / max(1, len(values) - 1)
     points = [f"{i * step:.1f},{height - 1 - (height - 3) * v / top:.1f}" for i, v in enumerate(values)]
