@@ -15,7 +15,7 @@ from sample_store import PAYLOADS, PLANS_OF_CAMPAIGNS, Stopped, fill, sample_con
 
 from midflight.serve.api import create_app
 from midflight.serve.auth import tries_max
-from midflight.serve.console import words
+from midflight.serve.console import pages, pictures, words
 
 NOW_US = 1_790_000_000_000_000 // 60_000_000 * 60_000_000 + 31_000_000
 SPRING = PLANS_OF_CAMPAIGNS[0].name
@@ -189,6 +189,64 @@ def test_pulse_shows_the_apis_numbers(console: Console) -> None:
         assert page.locator(f"[data-fresh={key}]").get_attribute("data-value") == str(fresh[key])
     assert page.get_by_text("Source transactional has been silent").count() == 1
     page.context.close()
+
+
+def test_lists_tell_no_rate_of_a_few_messages(tmp_path: Path, browser: Browser) -> None:
+    """Rates over fewer than ten messages, and those of no campaign, are dashes in lists; the control is a campaign with ten."""
+    for console in console_over(tmp_path, browser, scale=0.001):
+        writer = apsw.Connection(str(tmp_path / "store.db"))
+        writer.set_busy_timeout(5000)
+        add = "INSERT OR REPLACE INTO campaigns (campaign, first_minute, last_minute, delivered, opened_human, revenue_micros) VALUES "
+        writer.execute(
+            add + "(0, ?1, ?1, 500, 40, 900000000), (1, ?1, ?1, 10, 3, 900000), (2, ?1, ?1, 9, 3, 900000)", (NOW_US // 60_000_000,)
+        )
+        names = [writer.execute("SELECT name FROM names WHERE kind = 'campaign' AND id = ?", (n,)).get for n in (1, 2)]
+        writer.close()
+        for path in ("/", "/campaigns"):
+            page = console.page(path)
+            rows = page.evaluate(
+                """() => Object.fromEntries([...document.querySelectorAll('.strip tbody tr')].map(row =>
+                [row.querySelector('a').textContent, Object.fromEntries([...row.querySelectorAll('[data-label]')].map(cell => [cell.dataset.label, cell.textContent]))]))"""
+            )
+            assert (rows[names[0]]["Delivered"], rows[names[0]]["Open"]) == ("10", "30.0%")
+            assert (rows[names[1]]["Delivered"], rows[names[1]]["Open"]) == ("9", words.NONE)
+            assert (rows["No campaign"]["Delivered"], rows["No campaign"]["Open"]) == ("500", words.NONE)
+            if path == "/":
+                assert [rows[name]["Revenue / 1,000"] for name in (*names, "No campaign")] == ["90.00", words.NONE, words.NONE]
+            page.context.close()
+
+
+def test_a_young_line_starts_with_its_data() -> None:
+    """Zeros before the first event are not drawn, and three points always are; a line that was never zero stays whole."""
+
+    def heights(values: list[int]) -> list[float]:
+        return [float(point.split(",")[1]) for point in pictures.spark(values)["line"].split()]
+
+    assert len(heights([0] * 50 + [3, 5, 0, 4, 9, 1])) == 5, "the running minute is left out too"
+    assert len(heights([0] * 59 + [3])) == 3
+    assert len(heights([0] * 58 + [3, 1])) == 3
+    assert len(heights([1] * 60)) == 59
+    assert len(heights([0] * 60)) == 60
+    assert heights([0, 0, 0, 2, 4, 2, 0]) == [12.5, 2.0, 12.5]
+
+
+def test_crowded_charts_are_drawn_from_hours(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chart over very many cells has a point each hour; what it draws adds up to the same."""
+
+    def chart() -> dict:
+        page = console.page(campaign_url(window="24h", show="delivered"))
+        found = page.evaluate("JSON.parse(document.querySelector('#time [data-chart]').dataset.chart)")
+        page.context.close()
+        return found
+
+    fine = chart()
+    monkeypatch.setattr(pages, "chart_cells_max", 10)
+    console.app.state.kept._kept.clear()
+    coarse = chart()
+    console.app.state.kept._kept.clear()
+    assert (fine["step"] < 3600, coarse["step"]) == (True, 3600)
+    assert [sum(line["values"]) for line in coarse["lines"]] == [sum(line["values"]) for line in fine["lines"]]
+    assert coarse["start"] <= fine["start"]
 
 
 def test_numbers_move_without_reloading(tmp_path: Path, browser: Browser) -> None:
