@@ -206,7 +206,8 @@ def test_lists_tell_no_rate_of_a_few_messages(tmp_path: Path, browser: Browser) 
             page = console.page(path)
             rows = page.evaluate(
                 """() => Object.fromEntries([...document.querySelectorAll('.strip tbody tr')].map(row =>
-                [row.querySelector('a').textContent, Object.fromEntries([...row.querySelectorAll('[data-label]')].map(cell => [cell.dataset.label, cell.textContent]))]))"""
+                [row.querySelector('a').textContent, Object.fromEntries(
+                [...row.querySelectorAll('[data-label]')].map(cell => [cell.dataset.label, cell.textContent]))]))"""
             )
             assert (rows[names[0]]["Delivered"], rows[names[0]]["Open"]) == ("10", "30.0%")
             assert (rows[names[1]]["Delivered"], rows[names[1]]["Open"]) == ("9", words.NONE)
