@@ -7,8 +7,9 @@ import time
 loaded = time.perf_counter()
 
 import os  # noqa: E402
+import sys  # noqa: E402
 
-os.environ.setdefault("PATHWAY_MONITORING_SERVER", "")
+os.environ["PATHWAY_THREADS"] = sys.argv[3]  # read once, when the module is loaded
 
 import orjson  # noqa: E402
 import pathway as pw  # noqa: E402
@@ -41,6 +42,8 @@ class Lines(pw.io.python.ConnectorSubject):
 
 
 def job(path: str, workers: int) -> dict:
+    """Run the flow on so many worker threads, as the environment above says, and keep what the last change of each count says."""
+    assert os.environ["PATHWAY_THREADS"] == str(workers)
     events = pw.io.python.read(Lines(path), schema=Event, autocommit_duration_ms=200)
     every = events.select(pw.this.campaign, pw.this.variant, pw.this.kind, minute=pw.this.at // 60)
     acts = events.filter((pw.this.kind == PLACE["open"]) | (pw.this.kind == PLACE["click"]))
