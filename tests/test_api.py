@@ -479,6 +479,13 @@ def test_a_replay_goes_to_the_door_once_for_each_letter(site: Site) -> None:
             tried.execute("UPDATE dead SET state = 0")
             tried.close()
             assert writer.post("/v1/dead/replay", json={"letters": [{"position": 1, "item": 0}]}).status_code == 404
+            misspelt = writer.post("/v1/dead/replay", json={"source": "sendgird"})
+            assert misspelt.status_code == 404 and "`sendgrid`" in misspelt.json()["error"]["todo"]
+            for wrong, todo in (({"sources": "x"}, "`source`"), ({"letters": [{"position": 1, "items": 0}]}, "`item`")):
+                refused = writer.post("/v1/dead/replay", json=wrong)
+                assert refused.status_code == 400 and todo in refused.json()["error"]["todo"]
+            untyped = writer.post("/v1/dead/replay", content=b'{"source": "sendgrid"}')
+            assert untyped.status_code == 400 and "application/json" in untyped.json()["error"]["expected"]
             assert len(door.taken) == 3
         finally:
             door.close()

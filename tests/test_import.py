@@ -149,6 +149,24 @@ def test_logs_api_and_bounces_keep_the_vendors_id(tmp_path: Path) -> None:
     assert event == webhook
 
 
+@pytest.mark.parametrize(
+    ("cell", "at_s"),
+    [
+        ("2025-11-24 16:00", 1764000000),
+        ("2025-11-24T16:00Z", 1764000000),
+        ("2025-11-24 17:00 +01:00", 1764000000),
+        ("2025-11-24 16:00:07", 1764000007),
+        ("2025-11-24 16:00:07.25", 1764000007.25),
+    ],
+)
+def test_times_as_spreadsheets_write_them_are_read(tmp_path: Path, cell: str, at_s: float) -> None:
+    """Exports leave the seconds away; what is no time of day is still rejected."""
+    _, events, _ = imported(write(tmp_path, f"email,event,date\nada@example.com,open,{cell}\n"))
+    assert [event.occurred_at_us for event in events] == [int(at_s * 1_000_000)]
+    for wrong in ("2025-11-24 16", "2025-11-24 16:00.5", "2025-11-24 16:61"):
+        assert imported(write(tmp_path, f"email,event,date\nada@example.com,open,{wrong}\n", f"{wrong}.csv"))[1] == []
+
+
 def test_a_configured_source_reads_and_names_the_events(tmp_path: Path) -> None:
     """The one source of that kind is taken; its settings say where campaigns travel; another kind's name is refused."""
     config = config_from(

@@ -36,7 +36,9 @@ def command(
     config, clock = load_config(), Clock()
     found = plan(file, config, format_=format_, source=source, mapping=read_mapping(mapping), people=people)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{file.name}: {found.label} as {WORDS[found.shape]}, events of source `{found.source}`", markup=False)
+    # A misspelt name would count everything once more.
+    unknown = " (not in the settings)" if source and source not in config.sources else ""
+    console.print(f"{file.name}: {found.label} as {WORDS[found.shape]}, events of source `{found.source}`{unknown}", markup=False)
     with appending(config, clock) as append:
         running = Import(found, config.folder, append, clock, again=again)
         if running.state.done:

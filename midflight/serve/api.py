@@ -470,6 +470,9 @@ def replay_letters(site: Site, wanted: models.Replay) -> int:
             if len(found) < len(wanted.letters):
                 raise NotFound("No such dead letter", where="letters", todo="`GET /v1/dead` lists them")
         else:
+            known = {*site.config.sources, *view.source_names()}
+            if wanted.source not in known:
+                raise NotFound(f"Unknown source `{wanted.source[:100]}`", where="source", todo=nearest(wanted.source[:100], known))
             # Those never tried come first; those that stayed bad again after a parser or a setting was mended.
             found = [letter for state in (0, 2) for letter in view.dead(source=wanted.source, state=state, limit=replay_max)[0]][
                 :replay_max
@@ -679,9 +682,18 @@ def answer_error(request: Request, error: MidflightError) -> Response:
 
 
 async def _not_valid(request: Request, error: RequestValidationError) -> Response:
-    first = error.errors()[0]
+    errors = error.errors()
+    # A misspelt field is missing under its right name too; what it is called says more.
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     got = first.get("input")
+    if first["type"] == "extra_forbidden":
+        known = models.Replay.model_fields if len(first["loc"]) == 2 else models.LetterId.model_fields
+        name = str(first["loc"][-1])[:100]
+        return answer_error(request, WrongQuery(f"Unknown field `{name}`", where=where, todo=nearest(name, known)))
+    if where == "body" and "json" not in request.headers.get("content-type", ""):
+        wrong = WrongQuery("The body is not JSON by its type", expected="`Content-Type: application/json`", where=where)
+        return answer_error(request, wrong)
     return answer_error(request, WrongQuery(first["msg"], got=got if isinstance(got, str | int | float) else None, where=where))
 
 

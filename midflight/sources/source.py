@@ -475,19 +475,19 @@ def number_us(value: object) -> int:
 
 
 _ISO = re.compile(
-    r"^(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9})\d*)?\s*(Z|z|UTC|[+-]\d\d:?\d\d)?$",
+    r"^(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9})\d*)?)?\s*(Z|z|UTC|[+-]\d\d:?\d\d)?$",
     re.ASCII,
 )
 
 
 def iso_us(value: object) -> int:
-    """Return microseconds for ISO 8601 as vendors write it (7 digits, space for T, no zone = UTC); 0 where unusable."""
+    """Return microseconds for ISO 8601 as vendors write it (7 digits, no seconds, space for T, no zone = UTC); 0 where unusable."""
     found = _ISO.match(value.strip()) if isinstance(value, str) else None
     if not found:
         return 0
     year, month, day, hour, minute, second, fraction, zone = found.groups()
     try:
-        at = datetime(int(year), int(month), int(day), int(hour), int(minute), min(int(second), 59), tzinfo=UTC)
+        at = datetime(int(year), int(month), int(day), int(hour), int(minute), min(int(second or 0), 59), tzinfo=UTC)
     except ValueError:
         return 0
     us = int(at.timestamp()) * 1_000_000 + int((fraction or "0")[:6].ljust(6, "0"))

@@ -460,6 +460,7 @@ def people(request: Request, address: str = "", session: Session = Depends(visit
 
 # Told in the event's own line, or of no use to a reader.
 TOLD = {"kind", "campaign", "variant", "wave", "recipient", "agent", "url", "value", "currency", "detail", "bounce_class"}
+GENERAL = {"tracked", "paged", "converted", "unknown"}
 TIMES = {"occurred_at_us", "received_at_us", "occurred_at", "received_at", "at"}
 
 
@@ -472,6 +473,8 @@ def by_day(events: list[dict]) -> list[dict]:
             (str(key), as_text(value)) for key, value in event.items() if key not in TOLD | TIMES and value not in (None, "", 0, [], {})
         ]
         shown = {key: as_text(event.get(key, "")) for key in ("kind", "campaign", "variant", "wave", "agent")}
+        # The vendor's own word says more only where ours is a general one.
+        shown["name"] = as_text(event.get("name", "")) if event.get("kind") in GENERAL else ""
         days.setdefault(at[:10], []).append({**shown, "note": note_of(event), "time": at[11:19], "rest": rest})
     return [{"day": day, "events": found} for day, found in days.items()]
 
