@@ -32,8 +32,9 @@ class Child:
 
     def start(self, now: float) -> None:
         # In a session of its own, so that Ctrl-C reaches only the supervisor, which then ends all of them in order.
+        # -P: a json.py in the working folder must not become ours.
         environment = os.environ | {SUPERVISED: str(os.getpid())}
-        self.process = subprocess.Popen([sys.executable, "-m", "midflight", self.name], start_new_session=True, env=environment)
+        self.process = subprocess.Popen([sys.executable, "-P", "-m", "midflight", self.name], start_new_session=True, env=environment)
         self.started_at = now
 
     def died(self, now: float) -> int | None:

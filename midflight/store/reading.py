@@ -14,6 +14,7 @@ from ..log.record import Record
 from ..sources import Request, Source, load
 from ..sources.source import Malformed, content_id, decode_json
 from ..stream.agents import classify, scanner_network
+from ..stream.parsed import is_about_nobody
 
 Numbered = list[tuple[int, Event]]
 
@@ -35,7 +36,8 @@ class Reading:
         """Return the record's events, each with its item number. Never raises for what a record holds."""
         try:
             if record.kind in ("webhook", "track"):
-                found = list(enumerate(self._source(record).parse(request_of(record, record.at_us))))
+                parsed = self._source(record).parse(request_of(record, record.at_us))
+                found = [(item, event) for item, event in enumerate(parsed) if not is_about_nobody(event)]
             elif record.kind == "events":
                 found = canonical(record)
             elif record.kind == "replay":

@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS dead (position INTEGER, item INTEGER, source TEXT, re
     state INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (position, item)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS dead_of ON dead (source, state);
 
--- Receipt side, by minute of receipt. dropped reasons are in `drops`.
+-- Receipt side, by minute of receipt; last_event_us is when the last record with events came in. Dropped reasons are in `drops`.
 CREATE TABLE IF NOT EXISTS receipts (source TEXT, minute INTEGER, records INTEGER NOT NULL DEFAULT 0, events INTEGER NOT NULL DEFAULT 0,
     duplicates INTEGER NOT NULL DEFAULT 0, bad INTEGER NOT NULL DEFAULT 0, last_event_us INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (source, minute)) WITHOUT ROWID;

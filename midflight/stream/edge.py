@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
     source: Callable[[int], str]  # the name of a row's source
     dead: list[Dead]
     replayed: list[tuple[int, int, bool]]  # (position, item, could be read now) of dead letters that were tried again
-    receipts: dict[tuple[str, int], list[int]]  # (source, minute) -> [records, events, bad, latest event us]
+    receipts: dict[tuple[str, int], list[int]]  # (source, minute) -> [records, events, bad, time of the last record with events in us]
     drops: dict[tuple[str, str], int]  # (source, reason) -> n
     log_time_us: int
     next_position: int
@@ -70,7 +70,7 @@ class Edge:
             else:
                 sources[number] = self.names.id("source", record.source)
                 first, end = span
-                rows.receipt(record, end - first, int(flat.rows.at_s[first:end].max(initial=0)) * 1_000_000)
+                rows.receipt(record, end - first)
         return _Assembly(self, records, flat, rows, sources).prepared()
 
     def flat_keys(self, source: str) -> Keys | None:

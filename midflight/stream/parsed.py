@@ -22,6 +22,8 @@ _AGENT = {name: code for code, name in enumerate(AGENTS)}
 _BOUNCE = {name: code for code, name in enumerate(BOUNCE_CLASSES)}
 K_OPENED, K_CLICKED, K_CONVERTED, K_IDENTIFIED = (_KIND[k] for k in ("opened", "clicked", "converted", "identified"))
 
+ABOUT_MESSAGES = frozenset(KINDS) - {"unknown", "inbound", "converted", "identified", "paged", "tracked"}
+
 # What a source's own code may raise for bytes it did not expect. Such a record waits among the dead letters until the file is mended.
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError, MemoryError)
 
@@ -87,8 +89,12 @@ class ParsedRows:
         for bad in parsed.bad:
             self._bury(record, bad.index, bad.reason, bad.detail, bad.raw)
         for item, event in enumerate(parsed):
-            self._add(number, item, record.source, record.at_us, event)
-        self.receipt(record, len(self.events) - before, self._latest(before))
+            if is_about_nobody(event):
+                raw = record.body if len(parsed) == 1 else encode_json(msgspec.to_builtins(event))
+                self._bury(record, item, "nobody", "It names neither a recipient nor a campaign", raw)
+            else:
+                self._add(number, item, record.source, record.at_us, event)
+        self.receipt(record, len(self.events) - before)
 
     def _canonical(self, number: int, record: Record) -> None:
         """Canonical events, from imports and polls. One that is not an event stops no other."""
@@ -107,7 +113,7 @@ class ParsedRows:
                 self._bury(record, item, "malformed", str(error)[:300], encode_json(raw))
                 continue
             self._add(number, item, event.source or record.source, event.received_at_us or record.at_us, event)
-        self.receipt(record, len(self.events) - before, self._latest(before))
+        self.receipt(record, len(self.events) - before)
 
     def _replay(self, number: int, record: Record) -> None:
         """Read a dead letter again, as of its first receipt."""
@@ -122,9 +128,10 @@ class ParsedRows:
                 # It stays a dead letter; its row says that it was tried.
                 parsed = None
             if parsed is not None:
-                for place, event in enumerate(parsed):
+                known = [(place, event) for place, event in enumerate(parsed) if not is_about_nobody(event)]
+                for place, event in known:
                     self._add(number, place, record.source, at_us, event)
-                readable = not parsed.bad
+                readable = not parsed.bad and len(known) == len(parsed)
         self.replayed.append((position, item, readable))
 
     # -- rows --------------------------------------------------------------------------------------------------------------
@@ -164,19 +171,17 @@ class ParsedRows:
             if withdraw:
                 self.withdrawn.append(row)
 
-    def _latest(self, before: int) -> int:
-        return max((event.occurred_at_us for event in self.events[before:]), default=0)
-
     def _bury(self, record: Record, item: int, reason: str, detail: str, raw: bytes) -> None:
         self.dead.append(Dead(record.position, item, record.source, reason, detail, raw, record.at_us))
         self._count(record)[2] += 1
 
-    def receipt(self, record: Record, events: int, latest_us: int) -> None:
+    def receipt(self, record: Record, events: int) -> None:
         """Note that a record of so many events came in."""
         counts = self._count(record)
         counts[0] += 1
         counts[1] += events
-        counts[3] = max(counts[3], min(latest_us, record.at_us))
+        if events:
+            counts[3] = max(counts[3], record.at_us)
 
     def _count(self, record: Record) -> list[int]:
         return self.receipts.setdefault((record.source, record.at_us // 60_000_000), [0, 0, 0, 0])
@@ -213,6 +218,11 @@ class ParsedRows:
             variant=hash_texts([event.variant for event in events])[:, 0],
             wave=hash_texts([event.wave for event in events])[:, 0],
         )
+
+
+def is_about_nobody(event: Event) -> bool:
+    """Whether an event about a message names neither a person nor a campaign: it would be counted where nobody looks."""
+    return event.kind in ABOUT_MESSAGES and not (event.user_id or event.campaign or recipient_key(event.recipient))
 
 
 def request_of(record: Record) -> Request:
