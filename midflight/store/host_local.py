@@ -140,9 +140,9 @@ class Engine:
         made_by = self.store.meta("fold")
         if made_by not in (None, "", self.signature) and self.reader.first() > 0:
             raise ConfigError(
-                "The settings `attributes`, `attribution` or `dedup_days` have changed, so all numbers have to be made anew, "
-                "and the log no longer reaches back to the first of them",
-                todo="Set them back, or run `midflight rebuild` and lose the numbers from before the log",
+                "All numbers have to be made anew (the settings `attributes`, `attribution` or `dedup_days` have changed, or this version "
+                "counts otherwise), and the log no longer reaches back to the first of them",
+                todo="Go back to the former settings or version, or run `midflight rebuild` and lose the numbers from before the log",
             )
 
     # -- going on --------------------------------------------------------------------------------------------------------------
