@@ -95,6 +95,10 @@ class System:
             out["MIDFLIGHT_BUILD"] = build
         return out
 
+    @staticmethod
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "midflight", name]
+
     def output(self, name: str) -> str:
         """Return what a process has said so far, over all its lives."""
         path = self.folder / f"{name}.out"
@@ -104,7 +108,7 @@ class System:
         self, name: str, *, crash_at: str = "", build: str = "", before: tuple[str, ...] = (), **environment: str
     ) -> subprocess.Popen:
         """Start a process; ``before`` are words in front of the command, as of a tracer."""
-        command = [*before, sys.executable, "-m", "midflight", name]
+        command = [*before, *self.command(name)]
         with (self.folder / f"{name}.out").open("a") as out:
             process = subprocess.Popen(
                 command, env=self.environment(crash_at, build, **environment), stdout=out, stderr=out, start_new_session=True
@@ -131,8 +135,12 @@ class System:
             return False
 
     def engine_runs(self) -> None:
-        """Wait until an engine that was started after one that ended by itself has its folder."""
-        wait_until(lambda: (self.data / "engine.trying").exists(), f"an engine\n{self.output('engine')[-2000:]}")
+        """Wait until the engine that was started last has its folder."""
+        words = str(self.processes["engine"].pid)
+        wait_until(
+            lambda: any(words in line.split() for line in Path("/proc/locks").read_text().splitlines() if "FLOCK" in line),
+            f"an engine\n{self.output('engine')[-2000:]}",
+        )
 
     def kill(self, name: str) -> None:
         """Kill a process as hard as there is."""
@@ -202,9 +210,13 @@ class System:
             manners=Manners(**({"duplicates": 0.1, "reorder": 0.1, "bare": 0.05, "cut": 0.02, "clocks": 0.0} | manners)),
         )
 
-    def play(self, scenario: Scenario | None = None, rate: float = 0.0, step: Step | None = None) -> Truth:
-        """Play a game against the door and return its truth. Nothing that the door refused for good is right here."""
-        game = Game(scenario or self.scenario(), self.door, self.keys, rate=rate, connections=8, api=self.api, token=self.token)
+    def play(self, scenario: Scenario | None = None, rate: float = 0.0, step: Step | None = None, ask: bool = True) -> Truth:
+        """Play a game against the door and return its truth. Nothing that the door refused for good is right here.
+
+        ``ask`` the API first what belongs to no campaign already.
+        """
+        api = self.api if ask else ""
+        game = Game(scenario or self.scenario(), self.door, self.keys, rate=rate, connections=8, api=api, token=self.token)
         told = play(game, step)
         report = told.report
         assert not report["refused"] and not report["lost"], f"seed {told.seed}: {report}"
@@ -239,7 +251,7 @@ class Playing:
         try:
             while not self.truths or (self.again() and len(self.truths) < games_max):
                 scenario = self.system.scenario(self.recipients)
-                self.truths.append(self.system.play(scenario, self.rate, lambda what, n: self.begun.set()))
+                self.truths.append(self.system.play(scenario, self.rate, lambda what, n: self.begun.set(), not self.truths))
         except BaseException as error:
             self.error = error
         finally:
@@ -262,7 +274,9 @@ class Playing:
         self._thread.join()
         if self.error:
             raise self.error
-        return [found for told in self.truths for found in self.system.differences(told, timeout_s)]
+        # What belongs to no campaign comes from all games together.
+        cells = [cell for told in self.truths for cell in told.cells]
+        return self.system.differences(msgspec.structs.replace(self.truths[0], cells=cells), timeout_s)
 
     def shown(self, found: list[Difference]) -> str:
         """Return differences and the seeds of the games in words."""
@@ -339,7 +353,7 @@ class Picture:
             "meta": sorted(self.db.execute(meta)),
             "names": sorted((kind, name) for (kind, _), name in self.names.items()),
             "cells": sorted(self._cells(f"SELECT {keys}, {', '.join(MEASURES)} FROM cells")),
-            "delays": sorted(self._cells(f"SELECT {keys}, n, kind, bucket FROM delays")),
+            "delays": sorted(self._cells(f"SELECT {keys}, n, kind, bucket FROM delays WHERE n")),
             "campaigns": sorted((self._name("campaign", row[0]), *row[1:]) for row in self.db.execute("SELECT * FROM campaigns")),
             "clickers": sorted(self._clickers()),
             "dead": sorted(self.db.execute("SELECT * FROM dead")),

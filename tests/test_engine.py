@@ -407,6 +407,67 @@ def test_a_damaged_store_is_set_aside_and_made_anew(game: Folding, reference, ha
     assert aside.read_bytes() == raw and aside.name in caplog.text
 
 
+def folder_left_by_a_killed_engine(game: Folding) -> Path:
+    """Return a copy of a folder as a kill leaves it: with what was not yet moved from the log of SQLite's own into the store."""
+    data, copy = game.place(), game.place()
+    with game.engine(data) as engine:
+        half_way(engine)
+        engine.snapshot()
+        half_way(engine, 0.8)
+        shutil.copytree(data, copy)
+    assert (copy / "store.db-wal").stat().st_size > 0
+    return copy
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_bit_in_the_stores_own_log_costs_only_time(game: Folding, reference, seed: int) -> None:
+    """SQLite goes back to the last commit before the flip; the engine goes on from there."""
+    data, rng = folder_left_by_a_killed_engine(game), random.Random(seed)
+    wal = data / "store.db-wal"
+    wal.write_bytes(flipped(wal.read_bytes(), rng)[0])
+    assert unequal(game.continued(data, 20_000), reference) == {}, f"seed {seed}"
+
+
+# -- dead letters and changed settings -----------------------------------------------------------------------------------------
+
+
+SHOP = {
+    "kind": "generic",
+    "unsigned": True,
+    "items": "events",
+    "fields": {"kind": "=delivered", "recipient": "to", "campaign": "campaign", "event_id": "id", "message_id": "id"},
+}
+
+
+def counted_after_a_restart(folder: Path, end) -> int:
+    """Fold a record that cannot be read, end the engine, mend the settings, replay; return how often its event counts."""
+    body = msgspec.json.encode({"events": [{"to": "a@example.com", "campaign": "c", "id": "1"}]})
+    place = {"midflight-position": "0", "midflight-item": "-1", "midflight-at-us": str(T0)}
+    with Writer.open(folder / "log", None, VirtualClock(T0), reserve_bytes=4096) as writer, Reader(folder / "log") as reader:
+        writer.append([Record("webhook", "shop", 0, {}, body)])
+        engine = Engine(config_from({"data": str(folder), "sources": {"shop": SHOP | {"items": "wrong"}}}), reader)
+        engine.catch_up()
+        end(engine)
+        writer.append([Record("replay", "shop", 0, place, body)] * 2)
+        engine = Engine(config_from({"data": str(folder), "sources": {"shop": SHOP}}), reader)
+        engine.catch_up()
+        engine.close()
+    with apsw.Connection(str(folder / "store.db")) as db:
+        return db.execute("SELECT coalesce(sum(delivered), 0) FROM cells").fetchone()[0]
+
+
+@pytest.mark.parametrize("end", [Engine.close, lambda engine: engine.run(lambda: True)], ids=["killed", "stopped"])
+def test_a_letter_that_is_readable_after_a_restart_counts_when_it_is_replayed(tmp_path: Path, end) -> None:
+    """The shards, made again with the mended settings, must not take the replay for a repetition of what never counted."""
+    assert counted_after_a_restart(tmp_path, end) == 1
+
+
+def test_showing_the_shards_what_never_counted_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: with the dead letters read in the replay of the log, the event is lost."""
+    monkeypatch.setattr(write.StoreWriter, "dead_between", lambda self, first, last: set())
+    assert counted_after_a_restart(tmp_path, Engine.close) == 0
+
+
 # -- a log that is another one -----------------------------------------------------------------------------------------------
 
 

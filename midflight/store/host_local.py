@@ -41,6 +41,7 @@ snapshot_every_s = 300.0
 snapshot_records_min = 1_000
 tries_max = 3
 snapshot_s_max = 5.0  # how long an engine that ends waits for a snapshot in the making
+last_snapshot_bytes_max = 512 << 20
 behind_s_max = 30.0
 failed_status = 74  # EX_IOERR: the disk, or what is on it; the next start may go better
 
@@ -91,7 +92,6 @@ class Engine:
         self.store.load_names(self.names)
         self._fold_is = f"{self.signature}/{people.VERSION}/{config.shards}/{self.store.meta('epoch')}"
         self._log_time_us = self.store.meta("log_time_us", 0)
-        self._buried = self.store.buried()
         self.snapshots.clear(after=self.committed)
         self.shards, self.position = self._recover()
         self.careful = Careful(self.folder / "engine.trying", self.committed)
@@ -180,7 +180,11 @@ class Engine:
             raise
 
     def _fold_again(self, records: list[Record]) -> None:
-        """Show the shards what the store has already: all but what was set aside because it ends the process."""
+        """Show the shards what the store has already, and only that.
+
+        A record that was a dead letter then stays unseen, also where the settings have changed and it could be read by now: it counts
+        when it is replayed. Records that end the process are among them.
+        """
         known = [record for record in records if record.position < self.committed]
         if known and known[-1].at_us > self._log_time_us:
             raise Damaged(
@@ -190,7 +194,8 @@ class Engine:
                 where=str(self.folder / "log"),
                 todo="Put back what belongs together, or run `midflight rebuild`",
             )
-        readable = [record for record in known if record.position not in self._buried]
+        dead = self.store.dead_between(known[0].position, known[-1].position) if known else set()
+        readable = [record for record in known if record.position not in dead]
         if readable:
             self.apply(self.edge.prepare(readable))
         # A repair of the log may have given up what was between.
@@ -232,6 +237,7 @@ class Engine:
             left = commit_every_s - (self.clock.monotonic_s() - started)
             if left > 0:
                 self.clock.sleep_s(left)
+        self._last_snapshot()
         self.close()
 
     def _look_for_the_end(self) -> None:
@@ -282,6 +288,16 @@ class Engine:
             finally:
                 os._exit(code)
 
+    def _last_snapshot(self) -> None:
+        """Leave a snapshot of the very end, if that takes no time to speak of: the next start may have other settings for its sources."""
+        self._end_snapshot()
+        size = sum(shard.counts()["bytes"] for shard in self.shards)
+        if self._snapshot_position < self.position == self.committed and size <= last_snapshot_bytes_max:
+            try:
+                self.snapshot()
+            except OSError as error:
+                logger.warning("the last snapshot could not be written: %s", error)
+
     def _reap(self, flags: int = os.WNOHANG) -> None:
         if self._child:
             pid, status = os.waitpid(self._child, flags)
@@ -308,7 +324,6 @@ class Engine:
         dead = Dead(record.position, -1, record.source, ENDED, f"tried {tries_max} times", record.body, record.at_us)
         prepared = self.edge.prepare([])._replace(dead=[dead], next_position=record.position + 1, log_time_us=record.at_us)
         self.store.commit(prepared, [], self.names, [])
-        self._buried.add(record.position)
         self.committed = self.position = record.position + 1
         self.careful.went_well()
         logger.error("record %d of source %s ended the engine %d times and is set aside", record.position, record.source, tries_max)

@@ -18,7 +18,7 @@ from ..stream.measures import FRESHNESS_EDGES_MS, MEASURES
 from ..stream.names import Names
 from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
-from .schema import ENDED, SCHEMA, VERSION
+from .schema import SCHEMA, VERSION
 
 _KEY = ("campaign", "minute", "variant", "wave", "provider", "source", "segment")
 _HOUR_KEY = ("campaign", "hour", *_KEY[2:])
@@ -112,9 +112,10 @@ class StoreWriter:
         for kind, number, name in self.db.execute("SELECT kind, id, name FROM names WHERE kind <> 'provider'"):
             names.load(kind, number, name)
 
-    def buried(self) -> set[int]:
-        """Return the positions of the records that were never read because they end the process."""
-        return {position for (position,) in self.db.execute("SELECT position FROM dead WHERE reason = ?", (ENDED,))}
+    def dead_between(self, first: int, last: int) -> set[int]:
+        """Return the positions of those of these records that could not be read at all."""
+        found = self.db.execute("SELECT position FROM dead WHERE position BETWEEN ? AND ? AND item = -1", (first, last))
+        return {position for (position,) in found}
 
     # -- one step ------------------------------------------------------------------------------------------------------------
 
