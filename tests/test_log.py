@@ -832,7 +832,7 @@ def test_the_command_line_shows_verifies_and_repairs(tmp_path: Path, capsys: pyt
     status, shown = run("verify")
     assert status == 1
     assert f"damaged: {path} bytes {data_offset}" in shown
-    assert run("tail", "--from", "0")[0] == 2
+    assert run("tail", "--from", "0")[0] == 3
     status, shown = run("repair")
     assert status == 0
     assert "the original is kept" in shown
