@@ -12,7 +12,7 @@ def apply() -> None:
 
     def commit(self, prepared, effects, names, conflicts) -> None:
         with self.db:
-            self._meta({"position": prepared.next_position})
+            self._meta({"position": prepared.next_position, "log_time_us": prepared.log_time_us})
         if any(effect.cell_value.size for effect in effects):
             crash_point("between")
         whole(self, prepared, effects, names, conflicts)
