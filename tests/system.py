@@ -216,7 +216,7 @@ class System:
         ``ask`` the API first what belongs to no campaign already.
         """
         api = self.api if ask else ""
-        game = Game(scenario or self.scenario(), self.door, self.keys, rate=rate, connections=8, api=api, token=self.token)
+        game = Game(scenario or self.scenario(), self.door, self.keys, rate=rate, connections=8, patience_s=600, api=api, token=self.token)
         told = play(game, step)
         report = told.report
         assert not report["refused"] and not report["lost"], f"seed {told.seed}: {report}"

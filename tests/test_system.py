@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import apsw
 import httpx
 import msgspec
 import pytest
@@ -136,14 +137,18 @@ def test_a_damaged_store_is_made_anew_by_the_next_start(system: System) -> None:
     system.caught_up()
     system.stop("engine")
     path = system.data / "store.db"
+    with apsw.Connection(str(path)) as db:
+        # The console has the store open, so what is in SQLite's own log stays there and would hide the flip.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 16]))
     system.start("engine")
+    wait_until(lambda: "store.db is damaged" in system.output("engine"), "a damaged store found")
     assert not (found := playing.differences()), playing.shown(found)
-    assert "store.db is damaged" in system.output("engine") and (system.data / "store.db.damaged-1").exists()
+    assert (system.data / "store.db.damaged-1").exists()
 
 
 # -- dead letters --------------------------------------------------------------------------------------------------------------
@@ -190,7 +195,7 @@ def test_a_record_that_ends_the_engine_is_set_aside_and_the_rest_goes_on(system:
     post(system, "postmark", poison)
     post(system, "postmark", sent(system, "good-one", 2))
     deaths = until_it_lives(system, "ends_on_mark", 20, lambda: delivered(system, "good-one") == 2)
-    assert 3 < deaths < 10
+    assert deaths == 2 * host_local.tries_max
     letter = letters(system, "postmark")[0]
     assert (letter["reason"], letter["item"], letter["state"]) == ("ended_the_engine", -1, "waiting")
     assert "ended the engine 3 times and is set aside" in system.output("engine")
@@ -219,7 +224,7 @@ def test_an_engine_that_never_sets_aside_is_caught(tmp_path: Path) -> None:
         system.start_all("door", "console")
         post(system, "postmark", sent(system, "ends-the-engine", 1))
         post(system, "postmark", sent(system, "good-one", 1))
-        assert until_it_lives(system, "never_buries", 9, lambda: delivered(system, "good-one") == 1) == 9
+        assert until_it_lives(system, "never_buries", 8, lambda: delivered(system, "good-one") == 1) == 8
 
 
 SHOP = {

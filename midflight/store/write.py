@@ -28,7 +28,6 @@ _DERIVED = (
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 minutes_of_freshness_max = 7 * 24 * 60
 checksum_bytes = 8
-# A schema that no longer reads as one is an SQLError.
 DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.IOError)
 
 
