@@ -249,7 +249,8 @@ class Writer:
         self._fd, self._capacity, self._offset, self._place = self._spare_fd, self._spare_capacity, len(data), after
         self._spare_fd = -1
         self._spare_try_at = self._capacity // 2
-        self._kept.append(Kept(name, place.position, place.at_us))
+        # A segment that was still empty is replaced by one of the same name: it must not be kept, and later removed, as two.
+        self._kept = [kept for kept in self._kept if kept.name != name] + [Kept(name, place.position, place.at_us)]
 
     def _check_or_withdraw(self, name: str) -> None:
         """Take the new segment back when another process took over while it was made; the name is ours alone."""
