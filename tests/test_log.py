@@ -953,6 +953,31 @@ class LogMachine(RuleBasedStateMachine):
         assert verify(folder, disk=self.disk).sound
 
 
-# Not in the ordinary run: it has found histories that fail (a cut, an append, a retention) which are not understood yet.
-TestLogMachine = pytest.mark.long(LogMachine.TestCase)
+def test_an_empty_segment_that_is_replaced_is_not_removed_as_old():
+    """A start after a cut with nothing in the log, a first record that needs more room, retention: the live segment stays."""
+    machine = LogMachine()
+    machine.start()
+    machine.cut_and_open(seed=0)
+    machine.append(sizes=[402, 3000], step=0)
+    machine.retain(age=0, holder=None)
+    machine.append(sizes=[0], step=0)
+    machine.follows()
+    machine.teardown()
+
+
+def test_an_epoch_file_whose_sync_failed_is_still_ours():
+    """Two failing calls in a row while an append resumes: the writer does not take its own new epoch file for a stranger's."""
+    machine = LogMachine()
+    machine.start()
+    machine.cut_and_open(seed=0)
+    machine.append(sizes=[0], step=0)
+    machine.cut_and_open(seed=0)
+    machine.fail_once(after=0, name="pwrite")
+    machine.fail_once(after=0, name="fsync_folder")
+    machine.append(sizes=[0], step=0)
+    machine.follows()
+    machine.teardown()
+
+
+TestLogMachine = LogMachine.TestCase
 TestLogMachine.settings = settings(max_examples=80, stateful_step_count=40)

@@ -63,15 +63,16 @@ class Ownership:
             write_all(self._disk, fd, epoch_bytes(epoch), 0)
             self._disk.fsync(fd)
             self._check_lock()
-            self._disk.rename(new, path)
-            self._disk.fsync_folder(self._folder)
             identity = self._disk.identity(fd)
+            self._disk.rename(new, path)
         except BaseException:
             self._disk.close(fd)
             raise
+        # The name is the new file's from here on, durable or not: else we would take our own file for a stranger's.
         if self._epoch_fd >= 0:
             self._disk.close(self._epoch_fd)
         self._epoch_fd, self._epoch_identity = fd, identity
+        self._disk.fsync_folder(self._folder)
 
     def unfinished(self, what: str) -> str:
         """Return the path of a new file in the making; writers that overlap must never hold the same one."""
