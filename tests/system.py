@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from midflight.sandbox.manners import Manners
 from midflight.sandbox.play import Game, Step, play
 from midflight.sandbox.settings import kinds, read_keys, sandbox_config, sandbox_sources, write_files
 from midflight.sandbox.vendors import SITE
+from midflight.sandbox.truth import Cell
 from midflight.sandbox.verify import Difference, Truth, verify
 from midflight.sandbox.world import Scenario, campaign_requests
 from midflight.serve.auth import Access
@@ -275,8 +276,10 @@ class Playing:
         if self.error:
             raise self.error
         # What belongs to no campaign comes from all games together.
-        cells = [cell for told in self.truths for cell in told.cells]
-        return self.system.differences(msgspec.structs.replace(self.truths[0], cells=cells), timeout_s)
+        cells: dict[Cell, Counter[str]] = defaultdict(Counter)
+        for cell, counts in (cell for told in self.truths for cell in told.cells):
+            cells[cell].update(counts)
+        return self.system.differences(msgspec.structs.replace(self.truths[0], cells=list(cells.items())), timeout_s)
 
     def shown(self, found: list[Difference]) -> str:
         """Return differences and the seeds of the games in words."""

@@ -224,7 +224,8 @@ def test_an_engine_that_never_sets_aside_is_caught(tmp_path: Path) -> None:
         system.start_all("door", "console")
         post(system, "postmark", sent(system, "ends-the-engine", 1))
         post(system, "postmark", sent(system, "good-one", 1))
-        assert until_it_lives(system, "never_buries", 8, lambda: delivered(system, "good-one") == 1) == 8
+        # This build has one try instead of three: a sound one would be through after two deaths.
+        assert until_it_lives(system, "never_buries", 5, lambda: delivered(system, "good-one") == 1) == 5
 
 
 SHOP = {

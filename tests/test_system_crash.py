@@ -109,6 +109,8 @@ def test_an_engine_without_dedup_is_caught(broken: System) -> None:
     broken.stop("engine")
     broken.start("engine", build="no_dedup")
     assert broken.differences(broken.play(), 2.0)
+    broken.stop("engine")
+    broken.start("engine")
 
 
 def snapshots(system: System) -> set[str]:

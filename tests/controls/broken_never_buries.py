@@ -7,7 +7,8 @@ def apply() -> None:
     """Try the marked record for ever."""
     import broken_ends_on_mark
 
-    from midflight.store.host_local import Careful
+    from midflight.store import host_local
 
     broken_ends_on_mark.apply()
-    Careful.is_poison = lambda self, position: False
+    host_local.tries_max = 1
+    host_local.Careful.is_poison = lambda self, position: False
