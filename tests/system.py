@@ -25,8 +25,8 @@ from midflight.sandbox.audience import DIMENSION_NAMES
 from midflight.sandbox.manners import Manners
 from midflight.sandbox.play import Game, Step, play
 from midflight.sandbox.settings import kinds, read_keys, sandbox_config, sandbox_sources, write_files
-from midflight.sandbox.vendors import SITE
 from midflight.sandbox.truth import Cell
+from midflight.sandbox.vendors import SITE
 from midflight.sandbox.verify import Difference, Truth, verify
 from midflight.sandbox.world import Scenario, campaign_requests
 from midflight.serve.auth import Access

@@ -23,11 +23,7 @@ class Registry:
     def names(self) -> list[str]:
         """Return the plugin names, sorted, read from the files that are there."""
         folder = importlib.import_module(self.package)
-        return sorted(
-            m.name
-            for m in pkgutil.iter_modules(folder.__path__)
-            if m.name != self.contract and not m.name.startswith("_")
-        )
+        return sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != self.contract and not m.name.startswith("_"))
 
     def module(self, name: str) -> ModuleType:
         if name not in self.names():

@@ -35,4 +35,3 @@ class Batch(NamedTuple):
 
     def take(self, rows: np.ndarray) -> Batch:
         return Batch(*(column[rows] for column in self))
-
