@@ -1,4 +1,4 @@
-"""Where compiled code is kept between runs, so that a change in any file of it compiles all of it again."""
+"""How hot loops are compiled, and where compiled code is kept between runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import os
 from pathlib import Path
 
 import numba
+
+# Compiled code gets its arrays from outside and makes none. Told so, Numba leaves out counting references to them, which it otherwise does
+# with atomic operations at each call: a third of the scanner's time.
+entry = numba.njit(cache=True, _nrt=False)
+# Functions that only compiled code calls need no entry from Python, which is half of what there is to compile.
+inner = numba.njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, _nrt=False)
 
 
 def keep_compiled(package: str) -> None:
@@ -18,7 +24,7 @@ def keep_compiled(package: str) -> None:
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(package).glob("*.py")):
+    for path in (Path(__file__), *sorted(Path(package).glob("*.py"))):
         digest.update(path.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(home) / "midflight" / f"compiled-{digest.hexdigest()[:16]}"

@@ -19,7 +19,7 @@ from .interning import HashIds
 from .names import Names
 from .parsed import K_CLICKED, K_OPENED, Dead, ParsedRows
 from .people import People
-from .scan import T_CAMPAIGN, T_RECIPIENT, T_USER_AGENT, T_VARIANT, T_WAVE, Keys, Scanned, keys_of, new_scanned, scan
+from .scan import T_CAMPAIGN, T_RECIPIENT, T_USER_AGENT, T_VARIANT, T_WAVE, Keys, Scanned, keys_of, new_scanned, scan, spare_bytes
 
 future_us_max = 5 * 60 * 1_000_000  # a vendor's clock that is ahead of ours by more is told
 year_2000_us = 946_684_800_000_000
@@ -131,8 +131,7 @@ class _FlatRows:
         if not numbers:
             return
         bodies = [records[number].body for number in numbers]
-        # Eight bytes more, so that loads of eight at the last byte stay inside.
-        self.buffer = b"".join([*bodies, bytes(8)])
+        self.buffer = b"".join([*bodies, bytes(spare_bytes)])
         ends = np.cumsum([len(body) for body in bodies])
         starts = ends - [len(body) for body in bodies]
         counts = np.zeros(len(numbers), np.int64)

@@ -11,12 +11,10 @@ import numpy as np
 from numba import njit
 
 from ..events import KINDS
+from ..kit.compiled import entry, inner
 from .agents import HUMAN, MACHINE, PROXIED, burst_urls_min, burst_us, too_soon_us
 from .measures import DELAY_EDGES_S, MEASURE
 from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS, key_hash, message_slot
-
-# Functions that only compiled code calls need no entry from Python, which is half of what there is to compile.
-inner = njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 SURE = 4  # bit of a node's base: timing cannot overrule
 OPEN, CLICK = 100, 101
@@ -377,7 +375,7 @@ def _converted_at(state, r, m, window_us):
 # -- finding rows -----------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@entry
 def seen_before(seen, used, id_hi, id_lo, content, rcpt, day, dedup_days, result):
     """Set result[i] to FOLDED for a new event, DUPLICATE for a known one, CONFLICT for a known id with other content."""
     mask = np.uint64(seen.shape[0] - 1)
@@ -408,7 +406,7 @@ def seen_before(seen, used, id_hi, id_lo, content, rcpt, day, dedup_days, result
             at = (at + np.uint64(1)) & mask
 
 
-@njit(cache=True)
+@entry
 def find_recipients(recipient_slots, recipients, used, rcpt, provider, result, rows):
     """Set rows[i] to the recipient's row, made where it is new."""
     mask = np.uint64(recipient_slots.size - 1)
@@ -434,7 +432,7 @@ def find_recipients(recipient_slots, recipients, used, rcpt, provider, result, r
         rows[i] = row
 
 
-@njit(cache=True)
+@entry
 def find_messages(state, msg, source, kind, result, rcpt_row, rows):
     """Set rows[i] to the message's row, made where it is new; NIL for kinds that are not about a message."""
     messages, used = state.messages, state.used
@@ -729,7 +727,7 @@ def _without_message(cells, state, batch, i, r):
         cells.value[row, M_UNKNOWN] += 1
 
 
-@njit(cache=True)
+@entry
 def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
     """Fold the rows of a batch from `start` on; return the row that found no room in `cells`, or the number of rows.
 
@@ -827,7 +825,7 @@ def _touch_all(cells, state, r):
         m = state.messages[m].next
 
 
-@njit(cache=True)
+@entry
 def clickers(state, rows, window_us, clicked_at, converted_at):
     """For each message row set when a person first clicked (-1 = nobody) and when that first led to a conversion (0 = not)."""
     for i in range(rows.size):

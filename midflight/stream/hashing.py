@@ -7,6 +7,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from ..kit.compiled import entry
+
 _C1 = np.uint64(0x87C37B91114253D5)
 _C2 = np.uint64(0x4CF5AD432745937F)
 
@@ -40,13 +42,90 @@ def load8(typingctx, buf, at):
     return types.uint64(buf, types.int64), generate
 
 
-@intrinsic
-def lowest_byte(typingctx, word):
-    """Return which byte, counted from the lowest, holds the lowest bit that is set; the word must not be zero."""
+_BLOCK = ir.VectorType(ir.IntType(8), 64)
+
+
+def _load64(context, builder, array_type, array, at):
+    """Return 64 bytes at any address as a vector."""
+    place = builder.gep(context.make_array(array_type)(context, builder, array).data, [at])
+    return builder.load(builder.bitcast(place, _BLOCK.as_pointer()), align=1, typ=_BLOCK)
+
+
+def _bits_where(choose):
+    """Return code for an intrinsic (buf, at) -> uint64 that sets a bit, the first byte's the lowest, for each of 64 bytes that is chosen.
+
+    ``choose(builder, is_)`` combines comparisons like ``is_("<", 32)`` of all bytes with one number.
+    """
 
     def generate(context, builder, signature, arguments):
-        zeros = builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-        return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
+        block = _load64(context, builder, signature.args[0], *arguments)
+
+        def is_(how: str, byte: int):
+            return builder.icmp_unsigned(how, block, ir.Constant(_BLOCK, [byte] * 64))
+
+        return builder.bitcast(choose(builder, is_), ir.IntType(64))
+
+    return generate
+
+
+def _any(builder, first, *rest):
+    for other in rest:
+        first = builder.or_(first, other)
+    return first
+
+
+@intrinsic
+def special_bytes(typingctx, buf, at):
+    """Return which of the 64 bytes at `at` are quotes, backslashes, control characters or not ASCII."""
+
+    def chosen(builder, is_):
+        return _any(builder, is_("==", 0x22), is_("==", 0x5C), is_("<", 0x20), is_(">=", 0x7F))
+
+    return types.uint64(buf, types.int64), _bits_where(chosen)
+
+
+@intrinsic
+def unusual_in_addresses(typingctx, buf, at):
+    """Return which of the 64 bytes at `at` make an email address one that needs a closer look."""
+
+    def chosen(builder, is_):
+        return _any(builder, is_("<=", 0x20), is_(">=", 0x7F), is_("==", 0x3C), is_("==", 0x3E), is_("==", 0x2C))
+
+    return types.uint64(buf, types.int64), _bits_where(chosen)
+
+
+@intrinsic
+def at_signs(typingctx, buf, at):
+    """Return which of the 64 bytes at `at` are @."""
+    return types.uint64(buf, types.int64), _bits_where(lambda builder, is_: is_("==", 0x40))
+
+
+@intrinsic
+def lower_case(typingctx, buf, at, out, to):
+    """Write the 64 bytes at `at` to `to` of another array, ASCII letters in lower case."""
+
+    def generate(context, builder, signature, arguments):
+        buf, at, out, to = arguments
+        block = _load64(context, builder, signature.args[0], buf, at)
+
+        def same(byte: int):
+            return ir.Constant(_BLOCK, [byte] * 64)
+
+        upper = builder.and_(builder.icmp_unsigned(">=", block, same(0x41)), builder.icmp_unsigned("<=", block, same(0x5A)))
+        lower = builder.or_(block, builder.select(upper, same(0x20), same(0)))
+        place = builder.gep(context.make_array(signature.args[2])(context, builder, out).data, [to])
+        builder.store(lower, builder.bitcast(place, _BLOCK.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(buf, types.int64, out, types.int64), generate
+
+
+@intrinsic
+def lowest_bit(typingctx, word):
+    """Return the number of the lowest bit that is set; the word must not be zero."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), generate
 
@@ -62,7 +141,7 @@ def _tail(buf, at, n):
     return k
 
 
-@njit(cache=True)
+@entry
 def _hash_range(buf, start, end):
     """MurmurHash3_x64_128 with seed 0 (A. Appleby, public domain) over buf[start:end]."""
     h1 = np.uint64(0)
@@ -94,7 +173,7 @@ def _hash_range(buf, start, end):
     return h1, h2
 
 
-@njit(cache=True)
+@entry
 def _hash_parts(buf, out):
     """Hash the parts of buf that zero bytes separate into out[n, 2]; return how many parts there were."""
     start = 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
+
+from ..kit.compiled import entry
 
 
 class HashIds:
@@ -49,7 +50,7 @@ class HashIds:
         self.used = 0
 
 
-@njit(cache=True)
+@entry
 def _look_up(key, number, hashes, out, unknown):
     mask = np.uint64(key.size - 1)
     count = 0
@@ -69,7 +70,7 @@ def _look_up(key, number, hashes, out, unknown):
     return count
 
 
-@njit(cache=True)
+@entry
 def _insert(key, number, wanted, value):
     mask = np.uint64(key.size - 1)
     at = wanted & mask

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from ..events import BOUNCE_CLASSES, KINDS
+from ..kit.compiled import entry, inner
 from ..sources.source import Flat
-from .fold import inner
-from .hashing import _hash_range, load8, lowest_byte
+from .hashing import _hash_range, at_signs, load8, lower_case, lowest_bit, special_bytes, unusual_in_addresses
 from .providers import OTHER, PROVIDER_DOMAINS
 
 # What a key of the vendor's means to us; its value's place is kept per object under this number.
@@ -34,9 +33,7 @@ K_BOUNCED, K_OPENED = KINDS.index("bounced"), KINDS.index("opened")
 HARD, BLOCK = BOUNCE_CLASSES.index("hard"), BOUNCE_CLASSES.index("block")
 address_bytes_max = 320
 depth_max = 30
-
-_ONES = np.uint64(0x0101010101010101)
-_HIGHS = np.uint64(0x8080808080808080)
+spare_bytes = 64  # what follows the records, so that wide loads at the last byte stay inside
 
 
 class Keys(NamedTuple):
@@ -114,7 +111,7 @@ def keys_of(flat: Flat) -> Keys:
     )
 
 
-@njit(cache=True)
+@entry
 def _slot(buf, start, end, multiplier):
     """Return the slot (0 to 255) of a key by its first eight bytes, its last eight and its length."""
     n = end - start
@@ -131,7 +128,7 @@ def _slot(buf, start, end, multiplier):
 @inner
 def _role(buf, start, end, keys):
     """Return the role of the key that stands at [start, end), or -1."""
-    if end == start or start + 8 > buf.size:
+    if end == start:
         return -1
     number = keys.slot[_slot(buf, start, end, keys.multiplier)]
     if number < 0:
@@ -140,16 +137,32 @@ def _role(buf, start, end, keys):
     if keys.span[number, 1] - at != end - start:
         return -1
     while start < end:
-        if buf[start] != keys.spelling[at]:
+        differs = load8(buf, start) ^ load8(keys.spelling, at)
+        if differs & _first_bits(8 * (end - start)):
             return -1
-        start += 1
-        at += 1
+        start += 8
+        at += 8
     return keys.role[number]
 
 
-_providers = sorted((text_hash(domain), number) for domain, number in PROVIDER_DOMAINS.items())
-_PROVIDER_HASH = np.array([h for h, _ in _providers], np.uint64)
-_PROVIDER = np.array([number for _, number in _providers], np.uint16)
+# Providers' domains by hash, each at the first free place from its lowest bits on.
+_PROVIDER_HASH, _PROVIDER = np.zeros(1024, np.uint64), np.full(1024, OTHER, np.uint16)
+for _domain, _number in PROVIDER_DOMAINS.items():
+    _place = int(text_hash(_domain)) % _PROVIDER.size
+    while _PROVIDER_HASH[_place]:
+        _place = (_place + 1) % _PROVIDER.size
+    _PROVIDER_HASH[_place], _PROVIDER[_place] = text_hash(_domain), _number
+assert len(PROVIDER_DOMAINS) < _PROVIDER.size // 2
+
+
+@inner
+def _provider(domain):
+    """Return the number of the provider whose domain has this hash."""
+    mask = np.uint64(_PROVIDER.size - 1)
+    at = domain & mask
+    while _PROVIDER_HASH[at] != domain and _PROVIDER_HASH[at] != 0:
+        at = (at + np.uint64(1)) & mask
+    return _PROVIDER[at]
 
 
 def new_scanned(rows: int) -> Scanned:
@@ -159,6 +172,12 @@ def new_scanned(rows: int) -> Scanned:
         variant=np.uint64, wave=np.uint64,
     )  # fmt: skip
     return Scanned(**{name: np.empty(rows, dtype) for name, dtype in dtypes.items()}, text=np.empty((rows, 5, 2), np.int64))
+
+
+@inner
+def _first_bits(n):
+    """Return a word whose lowest n bits are set, all of them from 64 on."""
+    return np.uint64(0xFFFFFFFFFFFFFFFF) if n >= 64 else (np.uint64(1) << np.uint64(n)) - np.uint64(1)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------------
@@ -172,7 +191,7 @@ def _space(buf, at, end):
 
 
 @inner
-def _string(buf, at, end):
+def _string(buf, at, end, work):
     """Return (position of the closing quote, type) for a string whose first character is at `at`; -1 if it is not strict JSON.
 
     ODD_TEXT has escapes, DEL, or characters outside of ASCII that cleaning might touch; \\u escapes are left to the real parser.
@@ -180,23 +199,16 @@ def _string(buf, at, end):
     kind = TEXT
     start = at
     wide = False
+    mark = work.cursor[0]
     while True:
-        while at + 8 <= buf.size:
-            word = load8(buf, at)
-            quote = word ^ (_ONES * np.uint64(0x22))
-            slash = word ^ (_ONES * np.uint64(0x5C))
-            rubout = word ^ (_ONES * np.uint64(0x7F))
-            # The high bit of a byte is set where the byte needs a look; a borrow may set higher ones wrongly, never the lowest.
-            hit = ((quote - _ONES) & ~quote) | ((slash - _ONES) & ~slash) | ((rubout - _ONES) & ~rubout)
-            hit = (hit | ((word - _ONES * np.uint64(0x20)) & ~word) | word) & _HIGHS
-            if hit:
-                at += lowest_byte(hit)
-                break
-            at += 8
+        while work.marks[mark] < at:
+            mark += 1
+        at = np.int64(work.marks[mark])
         if at >= end:
             return -1, TEXT
         byte = buf[at]
         if byte == 0x22:
+            work.cursor[0] = mark + 1
             if wide and (buf[start] >= 0x80 or buf[start] == 32 or buf[at - 1] >= 0x80 or buf[at - 1] == 32):
                 kind = ODD_TEXT
             return at, kind
@@ -257,10 +269,10 @@ def _literal(buf, at, end):
 
 
 @inner
-def _scalar(buf, at, end):
+def _scalar(buf, at, end, work):
     """Return (start, end of the value's text, position after it, type) of a value that is no container; position -1 if it is none."""
     if buf[at] == 0x22:
-        close, kind = _string(buf, at + 1, end)
+        close, kind = _string(buf, at + 1, end, work)
         return at + 1, close, close + 1 if close >= 0 else -1, kind
     if buf[at] == 45 or 48 <= buf[at] <= 57:
         after = _number(buf, at, end)
@@ -270,7 +282,7 @@ def _scalar(buf, at, end):
 
 
 @inner
-def _nested(buf, at, end, stack):
+def _nested(buf, at, end, work):
     """Return the position after a container that starts at `at`, checked strictly, or -1."""
     depth = 0
     while True:
@@ -282,18 +294,18 @@ def _nested(buf, at, end, stack):
         if buf[at] == 123 or buf[at] == 91:
             if depth == depth_max:
                 return -1
-            stack[depth] = buf[at]
+            work.stack[depth] = buf[at]
             depth += 1
             at = _space(buf, at + 1, end)
             if at >= end:
                 return -1
-            if buf[at] == stack[depth - 1] + 2:
+            if buf[at] == work.stack[depth - 1] + 2:
                 at += 1
                 depth -= 1
             else:
                 opened = True
         else:
-            _, _, at, _ = _scalar(buf, at, end)
+            _, _, at, _ = _scalar(buf, at, end, work)
             if at < 0:
                 return -1
         # After a value: closings, then a comma or the end.
@@ -306,14 +318,14 @@ def _nested(buf, at, end, stack):
             if buf[at] == 44:
                 at = _space(buf, at + 1, end)
                 break
-            if buf[at] != stack[depth - 1] + 2:
+            if buf[at] != work.stack[depth - 1] + 2:
                 return -1
             at += 1
             depth -= 1
-        if depth > 0 and stack[depth - 1] == 123:
+        if depth > 0 and work.stack[depth - 1] == 123:
             if at >= end or buf[at] != 0x22:
                 return -1
-            at, _ = _string(buf, at + 1, end)
+            at, _ = _string(buf, at + 1, end, work)
             if at < 0:
                 return -1
             at = _space(buf, at + 1, end)
@@ -323,7 +335,7 @@ def _nested(buf, at, end, stack):
 
 
 @inner
-def _object(buf, at, end, keys, place, types, stack):
+def _object(buf, at, end, keys, place, types, work):
     """Note where the values of one object's known keys stand; return the position after it, or -1."""
     types[:] = ABSENT
     if at >= end or buf[at] != 123:
@@ -334,7 +346,7 @@ def _object(buf, at, end, keys, place, types, stack):
     while True:
         if at >= end or buf[at] != 0x22:
             return -1
-        close, kind = _string(buf, at + 1, end)
+        close, kind = _string(buf, at + 1, end, work)
         if close < 0 or kind != TEXT:
             return -1
         role = _role(buf, at + 1, close, keys)
@@ -346,9 +358,9 @@ def _object(buf, at, end, keys, place, types, stack):
             return -1
         if buf[at] == 123 or buf[at] == 91:
             start, kind = at, NESTED
-            at = stop = _nested(buf, at, end, stack)
+            at = stop = _nested(buf, at, end, work)
         else:
-            start, stop, at, kind = _scalar(buf, at, end)
+            start, stop, at, kind = _scalar(buf, at, end, work)
         if at < 0:
             return -1
         if role >= 0:
@@ -401,17 +413,16 @@ def _address(buf, start, end, lower):
     if n < 3 or n > address_bytes_max:
         return -1, -1
     mark = -1
-    for i in range(n):
-        byte = buf[start + i]
-        if byte >= 0x7F or byte <= 32 or byte == 60 or byte == 62 or byte == 44:
+    for block in range(0, n, 64):
+        inside = _first_bits(n - block)
+        if unusual_in_addresses(buf, start + block) & inside:
             return -1, -1
-        if 65 <= byte <= 90:
-            byte += 32
-        elif byte == 64:
-            if mark >= 0:
+        found = at_signs(buf, start + block) & inside
+        if found:
+            if mark >= 0 or found & (found - np.uint64(1)):
                 return -1, -1
-            mark = i
-        lower[i] = byte
+            mark = block + lowest_bit(found)
+        lower_case(buf, start + block, lower, block)
     return (n, mark) if 0 < mark < n - 1 else (-1, -1)
 
 
@@ -488,8 +499,7 @@ def _row(buf, keys, place, types, lower, out, row):
         return False
     out.id_hi[row], out.id_lo[row] = _hash_range(buf, place[EVENT_ID, 0], place[EVENT_ID, 1])
     out.rcpt[row] = _hash_range(lower, 0, size)[0]
-    known = _find(_PROVIDER_HASH, _hash_range(lower, mark + 1, size)[0])
-    out.provider[row] = _PROVIDER[known] if known >= 0 else OTHER
+    out.provider[row] = _provider(_hash_range(lower, mark + 1, size)[0])
     out.msg[row] = _hash_range(buf, place[MESSAGE_ID, 0], id_end)[0]
     word = _hash_range(buf, place[KIND, 0], place[KIND, 1])[0]
     known = _find(keys.kind_word, word)
@@ -525,20 +535,60 @@ def _note(out, row, which, place, role):
         out.text[row, which, 0] = out.text[row, which, 1] = 0
 
 
-@njit(cache=True)
-def scan(buf, starts, ends, keys, out, rows_before, counts):
+@inner
+def _mark(buf, start, end, marks):
+    """Note where in [start, end) the bytes stand at which a string may end or turn odd; one more at the end stops every search."""
+    count = 0
+    for block in range(start, end, 64):
+        special = special_bytes(buf, block) & _first_bits(end - block)
+        while special:
+            marks[count] = block + lowest_bit(special)
+            count += 1
+            special &= special - np.uint64(1)
+    marks[count] = end
+
+
+class Work(NamedTuple):
+    """What scanning needs beside its input and its output: compiled code makes no arrays."""
+
+    place: np.ndarray  # int64 [roles, 2], where the value of each role stands
+    types: np.ndarray  # uint8 [roles], of what type it is
+    stack: np.ndarray  # uint8, the open containers
+    lower: np.ndarray  # uint8, an address in lower case
+    marks: np.ndarray  # int64, positions of a record's special bytes
+    cursor: np.ndarray  # int64 [1], the first of those that may still be ahead
+
+
+def work_for(bytes_max: int) -> Work:
+    """Return room to scan records of at most so many bytes."""
+    return Work(
+        np.zeros((len(ROLES), 2), np.int64),
+        np.zeros(len(ROLES), np.uint8),
+        np.zeros(depth_max + 1, np.uint8),
+        np.zeros(address_bytes_max + 64, np.uint8),
+        np.empty(bytes_max + 1, np.int64),
+        np.zeros(1, np.int64),
+    )
+
+
+def scan(buf: np.ndarray, starts: np.ndarray, ends: np.ndarray, keys: Keys, out: Scanned, rows_before: int, counts: np.ndarray) -> int:
     """Scan records, each [start, end) of `buf` an array of objects, into `out`; set counts[i] to rows or -1; return rows in use.
 
-    A count of -2 says that `out` was full before that record: the caller makes room and goes on from there.
+    `buf` has `spare_bytes` more than the last end. A count of -2 says that `out` was full before that record: the caller makes room and
+    goes on from there.
     """
-    place = np.zeros((18, 2), np.int64)
-    types = np.zeros(18, np.uint8)
-    stack = np.zeros(depth_max + 1, np.uint8)
-    lower = np.zeros(address_bytes_max + 8, np.uint8)
+    assert buf.size >= ends.max(initial=0) + spare_bytes, "the scanner loads beyond the last byte"
+    return _scan(buf, starts, ends, keys, out, rows_before, counts, work_for(int((ends - starts).max(initial=0))))
+
+
+@entry
+def _scan(buf, starts, ends, keys, out, rows_before, counts, work):
     row = rows_before
     for i in range(starts.size):
         first = row
         end = ends[i]
+        _mark(buf, starts[i], end, work.marks)
+        work.cursor[0] = 0
         at = _space(buf, starts[i], end)
         fine = at < end and buf[at] == 91
         if fine:
@@ -548,8 +598,8 @@ def scan(buf, starts, ends, keys, out, rows_before, counts):
                 if row == out.kind.size:
                     counts[i] = -2
                     return first
-                at = _object(buf, at, end, keys, place, types, stack)
-                fine = at >= 0 and _row(buf, keys, place, types, lower, out, row)
+                at = _object(buf, at, end, keys, work.place, work.types, work)
+                fine = at >= 0 and _row(buf, keys, work.place, work.types, work.lower, out, row)
                 if fine:
                     out.record[row] = i
                     out.item[row] = row - first

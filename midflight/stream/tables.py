@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from ..kit.compiled import entry
 from .hashing import mix
 from .measures import MEASURES
 
@@ -131,7 +132,7 @@ def key_hash(k0, k1, k2):
     return h ^ (h >> np.uint64(29))
 
 
-@njit(cache=True)
+@entry
 def _reindex_cells(slots, key, n, delay_slots, delay_key, delays):
     mask = np.uint64(slots.size - 1)
     for row in range(n):
@@ -194,7 +195,7 @@ def _regrow_seen(seen: np.ndarray, used: np.ndarray, rows: int, dedup_days: int,
     return grown
 
 
-@njit(cache=True)
+@entry
 def _count_kept(seen, dedup_days, today):
     kept = 0
     for i in range(seen.shape[0]):
@@ -204,7 +205,7 @@ def _count_kept(seen, dedup_days, today):
     return kept
 
 
-@njit(cache=True)
+@entry
 def _move_seen(seen, grown, dedup_days, today):
     mask = np.uint64(grown.shape[0] - 1)
     for i in range(seen.shape[0]):
@@ -217,7 +218,7 @@ def _move_seen(seen, grown, dedup_days, today):
                 grown[at, 1] = seen[i, 1]
 
 
-@njit(cache=True)
+@entry
 def _reindex_recipients(slots, recipients, used):
     mask = np.uint64(slots.size - 1)
     for row in range(used):
@@ -232,7 +233,7 @@ def message_slot(key, recipient_row):
     return mix(key ^ (np.uint64(recipient_row) * np.uint64(0x9E3779B97F4A7C15)))
 
 
-@njit(cache=True)
+@entry
 def _reindex_messages(slots, messages, used):
     mask = np.uint64(slots.size - 1)
     for row in range(used):
