@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,7 +33,7 @@ from midflight.kit.counters import Counters
 from midflight.log.record import Record
 from midflight.metrics import REGISTRY, Sums
 from midflight.metrics.metric import quantile
-from midflight.serve.api import create_app, openapi, webhook_url
+from midflight.serve.api import create_app, openapi, raw_bytes_max, webhook_url
 from midflight.serve.auth import Access, TooManyTries, Unkept, WrongCredentials, demo_user, setup_url
 from midflight.serve.live import Crowded, Hub, readers_max, waiting_max
 from midflight.store.read import Query, Store, Unknown, WrongQuery, window_of
@@ -430,8 +431,8 @@ def test_dead_letters_are_told_with_reason_and_bytes(site: Site) -> None:
 class FakeDoor:
     """A door that takes records over real HTTP and remembers them."""
 
-    def __init__(self) -> None:
-        taken, tokens = self.taken, self.tokens = [], []
+    def __init__(self, taken: list | None = None) -> None:
+        taken, tokens = self.taken, self.tokens = [] if taken is None else taken, []
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -490,6 +491,54 @@ def test_a_replay_goes_to_the_door_once_for_each_letter(site: Site) -> None:
         finally:
             door.close()
             (site.folder / "internal.token").unlink()
+
+
+class Sizes(list):
+    """Keeps of records only how long their bodies are."""
+
+    def extend(self, records: list[Record]) -> None:
+        super().extend(len(record.body) for record in records)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the most memory that Python objects took while something was done."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_dead_letters_are_never_held_all_at_once(tmp_path: Path) -> None:
+    """A page of them, and the replay of them all, takes the memory of a few, although every byte reaches the door."""
+    config = sample_config(tmp_path)
+    fill(config, NOW_US, scale=0.01, old=1)
+    count, size = 48, 1024 * 1024
+    with apsw.Connection(str(tmp_path / "store.db")) as db:
+        db.execute("DELETE FROM dead")
+        for position in range(count):
+            db.execute("INSERT INTO dead VALUES (?, -1, 'sendgrid', 'big', '', randomblob(?), 1, 0)", (position, size + position))
+    app = create_app(config, Stopped(NOW_US))
+    site, door = app.state.site, FakeDoor(Sizes())
+    config.door.port = door.server.server_address[1]
+    (tmp_path / "internal.token").write_text("the-token\n")
+    try:
+        with serving(app) as base:
+            headers = {"authorization": f"Bearer {site.access.make_token('all', ['read', 'write'])[1]}"}
+            with httpx.Client(base_url=base, headers=headers, timeout=30, trust_env=False) as client:
+                page: list[dict] = []
+                assert peak_bytes(lambda: page.extend(client.get("/v1/dead", params={"limit": 100}).json()["letters"])) < count * size / 3
+                assert [letter["bytes"] for letter in page] == [size + position for position in reversed(range(count))]
+                assert all(letter["cut"] and 0 < len(letter["raw"]) <= raw_bytes_max for letter in page)
+                wanted = {"source": "sendgrid"}
+                assert peak_bytes(lambda: client.post("/v1/dead/replay", json=wanted).raise_for_status()) < count * size / 3
+                assert sorted(door.taken) == [size + position for position in range(count)]
+    finally:
+        door.close()
+    with site.store.view() as view:
+        letters = [(position, -1) for position in range(count)]
+        assert peak_bytes(lambda: [view.letter(*place) for place in letters]) > count * size, "the control: held at once, they show"
 
 
 def test_a_person_is_asked_of_the_history(site: Site) -> None:

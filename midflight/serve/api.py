@@ -8,7 +8,7 @@ import hmac
 import logging
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 campaigns_max = 500
 waiting_max = 1_000
 letters_max = 200
-raw_chars_max = 16 * 1024
+raw_bytes_max = 16 * 1024  # of a letter in a list
 replay_max = 1_000
 name_chars_max = 1_000
 drain_s = 8
@@ -434,12 +434,13 @@ def dead(
 ) -> Response:
     """Dead letters: what arrived and could not be read, with its reason and its bytes as text, the newest first."""
     with site_of(request).store.view() as view:
-        rows, following = view.dead(source=source, state=None if state is None else STATES.index(state), limit=limit, after=cursor(after))
+        number = None if state is None else STATES.index(state)
+        rows, following = view.dead(source=source, state=number, limit=limit, after=cursor(after), raw_bytes=raw_bytes_max)
         return json({"letters": [letter_row(row) for row in rows], "next": following, "freshness": view.freshness()})
 
 
 def letter_row(row: dict) -> dict:
-    raw = row["raw"] if isinstance(row["raw"], bytes) else str(row["raw"] or "").encode()
+    """Return what is told of a row of ``View.dead``, which holds only the beginning of the letter's bytes."""
     return {
         "position": row["position"],
         "item": row["item"],
@@ -448,10 +449,14 @@ def letter_row(row: dict) -> dict:
         "detail": row["detail"] or "",
         "at": iso(row["at_us"]),
         "state": STATES[row["state"]],
-        "bytes": len(raw),
-        "raw": raw[:raw_chars_max].decode("utf-8", "replace"),
-        "cut": len(raw) > raw_chars_max,
+        "bytes": row["bytes"] or 0,
+        "raw": as_bytes(row["raw"]).decode("utf-8", "replace"),
+        "cut": (row["bytes"] or 0) > raw_bytes_max,
     }
+
+
+def as_bytes(raw: object) -> bytes:
+    return raw if isinstance(raw, bytes) else str(raw or "").encode()
 
 
 @writing.post("/v1/dead/replay", responses=answers(models.Replayed), tags=["sources"])
@@ -461,32 +466,42 @@ def replay(request: Request, wanted: models.Replay) -> Response:
 
 
 def replay_letters(site: Site, wanted: models.Replay) -> int:
-    """Append one replay record a letter that is not read yet; return how many. Raises WrongQuery, NotFound, DoorAway."""
+    """Append one replay record a letter that is not read yet; return how many. Raises WrongQuery, NotFound, DoorAway.
+
+    Which letters is settled first and without their bytes; these are then read as the door takes them, a few MB at a time.
+    """
     if not wanted.letters and wanted.source is None:
         raise WrongQuery("Which letters?", expected="`letters` or `source`", where="letters")
     with site.store.view() as view:
         if wanted.letters:
-            found = [letter for letter in (view.letter(w.position, w.item) for w in wanted.letters) if letter is not None]
-            if len(found) < len(wanted.letters):
+            places = [(letter.position, letter.item) for letter in wanted.letters]
+            if not all(view.has_letter(*place) for place in places):
                 raise NotFound("No such dead letter", where="letters", todo="`GET /v1/dead` lists them")
         else:
             known = {*site.config.sources, *view.source_names()}
             if wanted.source not in known:
                 raise NotFound(f"Unknown source `{wanted.source[:100]}`", where="source", todo=nearest(wanted.source[:100], known))
             # Those never tried come first; those that stayed bad again after a parser or a setting was mended.
-            found = [letter for state in (0, 2) for letter in view.dead(source=wanted.source, state=state, limit=replay_max)[0]][
-                :replay_max
-            ]
+            rows = [row for state in (0, 2) for row in view.dead(source=wanted.source, state=state, limit=replay_max)[0]]
+            places = [(row["position"], row["item"]) for row in rows[:replay_max]]
     with Reader(site.config.folder / "log") as log:
-        records = [replay_record(letter, log) for letter in found if letter["state"] != 1]
-    doorlink.append(site.config, records)
-    site.counters.add("dead_replayed_total", count=len(records))
-    return len(records)
+        count = doorlink.append(site.config, replay_records(site.store, places, log))
+    site.counters.add("dead_replayed_total", count=count)
+    return count
+
+
+def replay_records(store: Store, places: list[tuple[int, int]], log: Reader) -> Iterator[Record]:
+    """Give the replay records of dead letters one after the other; what has been read in the meantime is passed over."""
+    for place in places:
+        # A view of its own for each: the door may take its time between two of them.
+        with store.view() as view:
+            letter = view.letter(*place)
+        if letter is not None and letter["state"] != 1:
+            yield replay_record(letter, log)
 
 
 def replay_record(letter: dict, log: Reader) -> Record:
     """Return the record that asks for one dead letter to be parsed again, as it was first received: with the same headers and URL."""
-    raw = letter["raw"] if isinstance(letter["raw"], bytes) else str(letter["raw"] or "").encode()
     first = first_receipt(letter["position"], log)
     headers = {
         **(first.headers if first else {}),
@@ -494,7 +509,7 @@ def replay_record(letter: dict, log: Reader) -> Record:
         "midflight-item": str(letter["item"]),
         "midflight-at-us": str(letter["at_us"]),
     }
-    return Record("replay", letter["source"], 0, headers, raw, first.url if first else "")
+    return Record("replay", letter["source"], 0, headers, as_bytes(letter["raw"]), first.url if first else "")
 
 
 def first_receipt(position: int, log: Reader) -> Record | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import httpx
 import msgspec
@@ -23,10 +23,15 @@ class DoorAway(MidflightError):
     code = "door_away"
 
 
-def append(config: Config, records: list[Record]) -> None:
-    """Append records to the log, in order; they are durable when this returns. Raises DoorAway."""
-    if not records:
-        return
+def append(config: Config, records: Iterable[Record]) -> int:
+    """Append records to the log, in order, and return how many; they are durable when this returns. Raises DoorAway.
+
+    Records that are made one by one are taken as they are sent, so that only one request's worth of them is ever held.
+    """
+    pieces = parts(records)
+    part = next(pieces, None)
+    if part is None:
+        return 0
     host = "127.0.0.1" if config.door.host in ("", "0.0.0.0", "::") else config.door.host
     url = f"http://{f'[{host}]' if ':' in host else host}:{config.door.port}/internal/append"
     path = config.folder / "internal.token"
@@ -38,11 +43,15 @@ def append(config: Config, records: list[Record]) -> None:
         ) from None
     # Proxies of the environment are for the outside, not for loopback.
     with httpx.Client(timeout=timeout_s, trust_env=False, headers={"authorization": f"Bearer {token}"}) as client:
-        for part in parts(records):
+        count = 0
+        while part is not None:
             _post(client, url, part)
+            count += len(part)
+            part = next(pieces, None)
+    return count
 
 
-def parts(records: list[Record]) -> Iterator[list[Record]]:
+def parts(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Cut records into requests that the door takes."""
     part: list[Record] = []
     size = 0
@@ -58,8 +67,11 @@ def parts(records: list[Record]) -> Iterator[list[Record]]:
 
 def _post(client: httpx.Client, url: str, records: list[Record]) -> None:
     todo = "Try again: what was taken already is not counted twice"
+    body = msgspec.msgpack.encode(records)
+    headers = {"content-type": "application/msgpack", "content-length": str(len(body))}
     try:
-        answer = client.post(url, content=msgspec.msgpack.encode(records), headers={"content-type": "application/msgpack"})
+        # The client's objects refer to each other and outlive the request; an iterator lets go of the body once it is sent.
+        answer = client.post(url, content=iter((body,)), headers=headers)
     except httpx.HTTPError as error:
         raise DoorAway(f"The door cannot be reached: {type(error).__name__}", where=url, todo=todo) from None
     if answer.status_code != 200:

@@ -679,9 +679,12 @@ class View:
         return dict(self.db.execute(sql, (most,)))
 
     def dead(
-        self, *, source: str | None, state: int | None, limit: int, after: tuple[int, int] | None = None
+        self, *, source: str | None, state: int | None, limit: int, after: tuple[int, int] | None = None, raw_bytes: int = 0
     ) -> tuple[list[dict], str | None]:
-        """Return dead letters, the newest first, with their bytes; and the cursor of the next page."""
+        """Return dead letters, the newest first, with the beginning of their bytes and how many there are; and the next page's cursor.
+
+        A letter can be as large as a request, so no list ever holds whole ones: ``letter`` reads one.
+        """
         which, values = "FROM dead WHERE 1", []
         if source is not None:
             which, values = which + " AND source = ?", [source]
@@ -691,18 +694,24 @@ class View:
             which, values = which + " AND (position, item) < (?, ?)", [*values, *after]
         order = "ORDER BY position DESC, item DESC"
         if values:
-            # Chosen and sorted in the index alone: the letters' bytes are read of one page only.
+            # Chosen and sorted in the index alone: the letters themselves are read of one page only.
             which = f"FROM dead WHERE (position, item) IN (SELECT position, item {which} {order} LIMIT ?)"
         else:
             order += " LIMIT ?"
-        sql = f"SELECT position, item, source, reason, detail, raw, at_us, state {which} {order}"
+        # Without a beginning to show, SQLite takes the length from the row's head and reads no bytes.
+        beginning = f"substr(raw, 1, {raw_bytes:d})" if raw_bytes else "x''"
+        sql = f"SELECT position, item, source, reason, detail, {beginning}, octet_length(raw), at_us, state {which} {order}"
         found = list(self.db.execute(sql, (*values, limit + 1)))
-        names = ("position", "item", "source", "reason", "detail", "raw", "at_us", "state")
+        names = ("position", "item", "source", "reason", "detail", "raw", "bytes", "at_us", "state")
         rows = [dict(zip(names, row, strict=True)) for row in found[:limit]]
         return rows, f"{rows[-1]['position']}.{rows[-1]['item']}" if len(found) > limit else None
 
+    def has_letter(self, position: int, item: int) -> bool:
+        """Tell whether there is such a dead letter, without reading it."""
+        return self.db.execute("SELECT 1 FROM dead WHERE position = ? AND item = ?", (position, item)).get is not None
+
     def letter(self, position: int, item: int) -> dict | None:
-        """Return one dead letter with its bytes."""
+        """Return one dead letter with all its bytes."""
         sql = "SELECT position, item, source, reason, detail, raw, at_us, state FROM dead WHERE position = ? AND item = ?"
         row = self.db.execute(sql, (position, item)).fetchone()
         return dict(zip(("position", "item", "source", "reason", "detail", "raw", "at_us", "state"), row, strict=True)) if row else None

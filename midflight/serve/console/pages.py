@@ -391,7 +391,7 @@ def sources(
     """Every source, and the dead letters."""
     site = api.site_of(request)
     with site.store.view() as view:
-        letters, following = view.dead(source=source, state=None, limit=letter_rows, after=api.cursor(after))
+        letters, following = view.dead(source=source, state=None, limit=letter_rows, after=api.cursor(after), raw_bytes=api.raw_bytes_max)
         more = {"after": following} | ({"source": source} if source is not None else {})
         return render(
             request,
