@@ -7,8 +7,10 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from functools import cache
+from itertools import islice
 from urllib.parse import urlencode
 
 import msgspec
@@ -21,9 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from midflight.events import AGENTS, BOUNCE_CLASSES, KINDS, REASONS, Event
+from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import ConfigError, MidflightError
 from midflight.sources import REGISTRY, load
-from midflight.sources.ses import NotNow, fetch_certificate
+from midflight.sources._certificates import Certificates, NotNow, failure_s, failures_max, kept_max, waiting_max
+from midflight.sources.ses import fetch_certificate
 from midflight.sources.source import Malformed, Refused, Request, Response, Source, with_headers
 
 VENDORS = REGISTRY.names()
@@ -635,15 +639,85 @@ def test_headers_that_contradict_the_envelope_are_refused() -> None:
 def test_amazon_out_of_reach_is_not_a_forgery() -> None:
     """SNS never repeats after a 401, so trouble with the certificate is answered with 429, and the next try succeeds."""
     amazon = Amazon(OSError("no route"))
-    source = sns(amazon)
-    with pytest.raises(NotNow) as error:
-        source.verify(signed_envelope())
-    assert error.value.status == 429
-    amazon.answer = b"<html>not found</html>"
-    with pytest.raises(Refused):
-        source.verify(signed_envelope())
+    source, clock = sns(amazon), VirtualClock()
+    source.certificates.clock = clock
+    for answer, wrong in ((OSError("no route"), NotNow), (b"<html>not found</html>", Refused)):
+        amazon.answer = answer
+        with pytest.raises(wrong) as error:
+            source.verify(signed_envelope())
+        assert wrong is not NotNow or error.value.status == 429
+        clock.sleep_s(20)
     amazon.answer = certificate_pem(0).encode()
     assert source.verify(signed_envelope()) == 0
+
+
+def url_of(number: int) -> str:
+    return CERTIFICATE.replace("0123456789abcdef", f"{number:032x}")
+
+
+def test_forged_certificate_urls_give_no_flood_of_fetches() -> None:
+    """The same wrong URL is asked for once in a while, many different ones no more than a few; a known certificate goes on working."""
+    amazon, clock = Amazon(certificate_pem(0).encode()), VirtualClock()
+    source = sns(amazon)
+    source.certificates.clock = clock
+    source.verify(signed_envelope())
+    amazon.answer = ValueError("answered 404")
+    amazon.fetched.clear()
+    for _ in range(50):
+        with pytest.raises(Refused):
+            source.verify(signed_envelope(SigningCertURL=url_of(1)))
+    assert amazon.fetched == [url_of(1)]
+    for number in range(1, 200):
+        with pytest.raises((Refused, NotNow)):
+            source.certificates.get(url_of(number))
+    assert len(amazon.fetched) == failures_max
+    assert source.verify(signed_envelope()) == 0
+    amazon.answer = certificate_pem(0).encode()
+    with pytest.raises(NotNow):
+        source.verify(signed_envelope(SigningCertURL=url_of(500)))
+    clock.sleep_s(failure_s + 1)
+    assert source.verify(signed_envelope(SigningCertURL=url_of(500))) == 0
+    assert len(amazon.fetched) == failures_max + 1
+
+
+def test_the_certificate_asked_for_longest_ago_is_forgotten() -> None:
+    """So many are kept and no more, however many come; one in use stays."""
+    asked: list[str] = []
+    certificates = Certificates(lambda url: asked.append(url) or url, VirtualClock())
+    for number in range(3 * kept_max):
+        assert certificates.get(url_of(number)) == url_of(number)
+        certificates.get(url_of(0))
+    assert len(certificates) == kept_max
+    assert asked.count(url_of(0)) == 1
+    assert certificates.get(url_of(1)) and asked.count(url_of(1)) == 2
+
+
+def test_a_slow_certificate_holds_up_only_those_who_need_it() -> None:
+    """While one URL hangs, others are fetched; who asks for the same one gets the one answer; and not every thread may wait."""
+    arrived, answer, asked = threading.Event(), threading.Event(), []
+
+    def fetch(url: str) -> str:
+        asked.append(url)
+        if url == url_of(0):
+            arrived.set()
+            assert answer.wait(30)
+        return f"certificate of {url}"
+
+    certificates = Certificates(fetch, VirtualClock())
+    with ThreadPoolExecutor(8) as pool:
+        slow = [pool.submit(certificates.get, url_of(0))]
+        assert arrived.wait(30)
+        try:
+            assert pool.submit(certificates.get, url_of(1)).result(30) == f"certificate of {url_of(1)}"
+            slow += [pool.submit(certificates.get, url_of(0)) for _ in range(5)]
+            # Those beyond `waiting_max` are sent away while the others wait.
+            sent_away = islice(as_completed(slow, timeout=30), len(slow) - waiting_max)
+            assert all(isinstance(task.exception(), NotNow) for task in sent_away)
+            assert pool.submit(certificates.get, url_of(1)).result(30), "what is known needs no waiting"
+        finally:
+            answer.set()
+    assert asked == [url_of(0), url_of(1)]
+    assert [task.exception() is None for task in slow].count(True) == waiting_max
 
 
 def test_a_subscription_is_confirmed_for_our_topics_only() -> None:

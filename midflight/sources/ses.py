@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from threading import Lock
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from ..events import Event
 from ..kit.clock import Clock
 from ..kit.errors import ConfigError, MidflightError
+from ._certificates import Certificates, NotNow
 from .source import (
     Malformed,
     Refused,
@@ -43,7 +43,6 @@ from .source import (
     with_headers,
 )
 
-certificates_max = 64
 certificate_bytes_max = 64 * 1024
 fetch_s_max = 5.0
 
@@ -84,13 +83,6 @@ BLOCKS = ("ContentRejected", "AttachmentRejected")
 AUTOMATED = re.compile("auto|bot", re.IGNORECASE)
 
 
-class NotNow(MidflightError):
-    """Amazon's certificate cannot be had at the moment: the sender should try again (SNS never retries after a 401)."""
-
-    status = 429
-    code = "not_ready"
-
-
 class SESConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``topics`` are the ARNs whose messages count. ``cert_pem`` is used in place of Amazon's certificate and nothing is fetched.
 
@@ -112,8 +104,7 @@ class SES(Source):
     def __init__(self, config: SESConfig, *, name: str, fetch: Callable[[str], bytes] | None = None) -> None:
         super().__init__(config, name=name)
         self.fetch = fetch or fetch_certificate
-        self._certificates: dict[str, str] = {}
-        self._lock = Lock()
+        self.certificates = Certificates(self.fetched)
 
     @classmethod
     def configure(cls, settings: dict, name: str) -> SESConfig:
@@ -174,7 +165,7 @@ class SES(Source):
         if not certificate_url(url):
             raise Refused(f"{self.label}: SigningCertURL does not lead to Amazon SNS")
         signature, message = b64_bytes(given), signed_text(envelope)
-        keys = self.active(request) if self.config.secrets else [self.config.cert_pem or self.certificate(url)]
+        keys = self.active(request) if self.config.secrets else [self.config.cert_pem or self.certificates.get(url)]
 
         def fits(pem: str) -> bool:
             key = load_key(pem)
@@ -187,18 +178,8 @@ class SES(Source):
 
         return self.match("signature", keys, fits)
 
-    def certificate(self, url: str) -> str:
-        """Return the certificate behind a URL that has been checked, fetched once. Raises NotNow, Refused."""
-        with self._lock:  # the door verifies in threads
-            known = self._certificates.get(url)
-            if known is None:
-                known = self.fetched(url)
-                if len(self._certificates) >= certificates_max:
-                    self._certificates.pop(next(iter(self._certificates)))
-                self._certificates[url] = known
-            return known
-
     def fetched(self, url: str) -> str:
+        """Return the certificate behind a URL that has been checked. Raises NotNow, Refused."""
         try:
             pem = self.fetch(url).decode("ascii")
             load_key(pem)
