@@ -30,10 +30,12 @@ from schemathesis.specs.openapi.checks import ignored_auth, positive_data_accept
 
 from midflight.kit.clock import VirtualClock
 from midflight.kit.counters import Counters
+from midflight.kit.errors import MidflightError
 from midflight.log.record import Record
 from midflight.metrics import REGISTRY, Sums
 from midflight.metrics.metric import quantile
 from midflight.serve.api import create_app, openapi, raw_bytes_max, webhook_url
+from midflight.serve.auth import VERSION as ACCESS_VERSION
 from midflight.serve.auth import Access, TooManyTries, Unkept, WrongCredentials, demo_user, setup_url
 from midflight.serve.live import Crowded, Hub, readers_max, waiting_max
 from midflight.store.read import Query, Store, Unknown, WrongQuery, window_of
@@ -709,6 +711,32 @@ def test_a_full_disk_keeps_nobody_from_looking(tmp_path: Path) -> None:
     access._db.execute("PRAGMA query_only = OFF")
     assert access.session(access.open_session("ada")).user == "ada"
     access.close()
+
+
+def test_a_file_of_users_from_a_newer_version_is_refused(tmp_path: Path) -> None:
+    """Its meaning is not known here: the start stops and says so, and the file stays as it is. One from before versions is taken on."""
+    config = sample_config(tmp_path)
+    path = tmp_path / "access.db"
+    access = Access(config)
+    access.set_user("ada", "correct horse")
+    access.close()
+
+    def set_version(version: int) -> None:
+        with apsw.Connection(str(path)) as db:
+            db.pragma("user_version", version)
+        db.close()
+
+    set_version(ACCESS_VERSION + 1)
+    before = path.read_bytes()
+    with pytest.raises(MidflightError, match=f"made by a newer Midflight: expected version {ACCESS_VERSION} or older, got") as refused:
+        Access(config)
+    assert refused.value.exit_status == 2 and str(path) in refused.value.text()
+    assert path.read_bytes() == before
+    set_version(0)
+    access = Access(config)
+    assert [name for name, _ in access.users()] == ["ada"]
+    access.close()
+    assert apsw.Connection(str(path)).pragma("user_version") == ACCESS_VERSION
 
 
 def test_the_first_user_is_made_by_a_link_that_works_once(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ hashing_max = 2  # passwords checked at the same time: each takes 32 MB
 
 SCRYPT = {"n": 2**15, "r": 8, "p": 1}
 
+# In the file's `user_version`; files from before it was kept have 0 and the tables of 1.
+VERSION = 1
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS users (name TEXT PRIMARY KEY, salt BLOB NOT NULL, hash BLOB NOT NULL, made_us INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash BLOB NOT NULL UNIQUE, label TEXT NOT NULL, scopes TEXT NOT NULL,
@@ -290,13 +292,26 @@ class Tries:
 
 
 def opened(path: Path) -> apsw.Connection:
-    """Return the file of access, made where there is none. Raises Unkept."""
+    """Return the file of access, made where there is none. Raises Unkept, and MidflightError where a newer version made it."""
     with worded(path):
         db = apsw.Connection(str(path))
         path.chmod(0o600)
         db.set_busy_timeout(5_000)
+        version = db.pragma("user_version")
+        if version > VERSION:
+            db.close()
+            raise MidflightError(
+                "The file of users and tokens was made by a newer Midflight",
+                expected=f"version {VERSION} or older",
+                got=version,
+                where=str(path),
+                todo="Run that version, or move the file away and make users and tokens anew",
+            )
         db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL")
-        db.execute(SCHEMA)
+        with db:
+            db.execute(SCHEMA)
+            if version < VERSION:
+                db.pragma("user_version", VERSION)
         return db
 
 
