@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -36,7 +37,18 @@ from midflight.metrics import REGISTRY, Sums
 from midflight.metrics.metric import quantile
 from midflight.serve.api import create_app, openapi, raw_bytes_max, webhook_url
 from midflight.serve.auth import VERSION as ACCESS_VERSION
-from midflight.serve.auth import Access, TooManyTries, Unkept, WrongCredentials, demo_user, setup_url
+from midflight.serve.auth import (
+    Access,
+    TooManyTries,
+    Unkept,
+    WrongCredentials,
+    address_tries_max,
+    demo_user,
+    name_tries_max,
+    name_try_again_s,
+    setup_url,
+    tries_max,
+)
 from midflight.serve.live import Crowded, Hub, readers_max, waiting_max
 from midflight.store.read import Query, Store, Unknown, WrongQuery, window_of
 from midflight.stream.measures import DELAY_EDGES_S, FRESHNESS_EDGES_MS, MEASURES
@@ -653,10 +665,44 @@ def test_passwords_are_kept_as_hashes_and_tries_are_bounded(tmp_path: Path) -> N
     access.close()
 
 
+def test_nobody_is_locked_out_by_somebody_elses_tries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's wrong passwords hold up the stranger; guessing from many addresses holds up all but where the user logged in before."""
+    clock = VirtualClock()
+    access = Access(sample_config(tmp_path), clock)
+    access.set_user("ada", "correct horse")
+    # The slow hash is not what this is about.
+    monkeypatch.setattr(Access, "_scrypt", lambda self, password, salt: hashlib.sha256(password.encode() + salt).digest())
+    access.set_user("ada", "correct horse")
+
+    def guess(address: str) -> type[Exception]:
+        with pytest.raises((WrongCredentials, TooManyTries)) as refused:
+            access.login("ada", "wrong", address)
+        return refused.type
+
+    assert [guess("203.0.113.1") for _ in range(tries_max + 1)] == [WrongCredentials] * tries_max + [TooManyTries]
+    assert access.session(access.login("ada", "correct horse", "10.0.0.1")), "from elsewhere the name is not locked"
+    guesses = [guess(f"198.51.100.{number}") for number in range(name_tries_max)]
+    assert guesses.count(WrongCredentials) == name_tries_max - tries_max - 1 and guesses[-1] is TooManyTries
+    assert guess("198.51.100.250") is TooManyTries, "many addresses together get only so many tries"
+    assert access.session(access.login("ada", "correct horse", "10.0.0.1")), "the place of before is let in all the while"
+    clock.sleep_s(name_try_again_s + 1)
+    assert guess("198.51.100.251") is WrongCredentials
+    # The place is still known after a start, and its own tries are bounded as anybody's.
+    access.close()
+    access = Access(sample_config(tmp_path), clock)
+    access.name_tries._left["ada"] = (0.0, clock.monotonic_s())
+    assert guess("198.51.100.1") is TooManyTries
+    assert access.session(access.login("ada", "correct horse", "10.0.0.1"))
+    assert [guess("10.0.0.1") for _ in range(tries_max + 1)][-1] is TooManyTries
+    with pytest.raises(TooManyTries):
+        for number in range(address_tries_max):
+            with pytest.raises(WrongCredentials):
+                access.login(f"name {number}", "wrong", "10.0.0.1")
+    access.close()
+
+
 def test_unknown_names_cost_as_much_as_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow hash is computed for a name that does not exist too, so time tells nothing."""
-    import hashlib
-
     access = Access(sample_config(tmp_path), VirtualClock())
     access.set_user("ada", "correct horse")
     calls = []

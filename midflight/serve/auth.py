@@ -29,8 +29,13 @@ session_idle_s = 12 * 3600
 session_life_s = 7 * 24 * 3600
 setup_life_s = 24 * 3600
 sessions_max = 10_000
-tries_max = 10  # logins at once, for one address and for one name
+tries_max = 10  # logins at once with one name from one address
+address_tries_max = 30  # and from that address with whatever names: an office may have one address
 try_again_s = 30.0  # then one more each so often
+# From all addresses together with one name, except those from which it has logged in: a stranger locks nobody out of his usual place.
+name_tries_max = 60
+name_try_again_s = 60.0
+places_max = 20  # addresses remembered for each user
 keys_max = 10_000
 hashing_max = 2  # passwords checked at the same time: each takes 32 MB
 
@@ -44,6 +49,7 @@ CREATE TABLE IF NOT EXISTS tokens (id TEXT PRIMARY KEY, hash BLOB NOT NULL UNIQU
     made_us INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sessions (hash BLOB PRIMARY KEY, user TEXT NOT NULL, csrf TEXT NOT NULL, made_us INTEGER NOT NULL,
     seen_us INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS places (user TEXT, address TEXT, seen_us INTEGER NOT NULL, PRIMARY KEY (user, address)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS setup (hash BLOB PRIMARY KEY, made_us INTEGER NOT NULL) WITHOUT ROWID;
 """
 
@@ -105,7 +111,9 @@ class Access:
         self._lock = threading.Lock()
         self._hashing = threading.Semaphore(hashing_max)
         self._db = opened(config.make_folder() / "access.db")
-        self.tries = Tries(self.clock)
+        self.tries = Tries(self.clock, tries_max, try_again_s)
+        self.address_tries = Tries(self.clock, address_tries_max, try_again_s)
+        self.name_tries = Tries(self.clock, name_tries_max, name_try_again_s)
 
     def close(self) -> None:
         with self._lock:
@@ -151,19 +159,35 @@ class Access:
         with self._changing():
             self._db.execute("DELETE FROM users WHERE name = ?", (name,))
             self._db.execute("DELETE FROM sessions WHERE user = ?", (name,))
+            self._db.execute("DELETE FROM places WHERE user = ?", (name,))
 
     def login(self, name: str, password: str, address: str) -> str:
-        """Return the secret of a new session. Raises WrongCredentials, TooManyTries; unknown names take as long as known ones."""
+        """Return the secret of a new session. Raises WrongCredentials, TooManyTries; unknown names take as long as known ones.
+
+        Tries are counted by name and address, and by address. Those with a name from anywhere count together too, against a password
+        that is guessed from many addresses; only an address from which this user has logged in before is never held up by them.
+        """
         name = name[:name_chars_max]
-        self.tries.take(f"address:{address}")
-        self.tries.take(f"name:{name.casefold()}")
+        pair = f"{name.casefold()} from {address}"
+        self.address_tries.take(address)
+        self.tries.take(pair)
+        if not self._run("SELECT 1 FROM places WHERE user = ? AND address = ?", (name, address)):
+            self.name_tries.take(name.casefold())
         found = self._run("SELECT salt, hash FROM users WHERE name = ?", (name,))
         salt, wanted = found[0] if found else (b"\0" * 16, b"\0" * 32)
         given = self._scrypt(password[:password_chars_max], salt)
         if not (hmac.compare_digest(given, wanted) and found):
             raise WrongCredentials("The name or the password is wrong", todo="`midflight user set NAME` sets a new password")
-        self.tries.forget(f"name:{name.casefold()}")
-        return self.open_session(name)
+        self.tries.forget(pair)
+        secret = self.open_session(name)
+        self._remember_place(name, address)
+        return secret
+
+    def _remember_place(self, name: str, address: str) -> None:
+        with self._changing():
+            self._db.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", (name, address, self.clock.now_us()))
+            older = "SELECT address FROM places WHERE user = ?1 ORDER BY seen_us DESC LIMIT -1 OFFSET ?2"
+            self._db.execute(f"DELETE FROM places WHERE user = ?1 AND address IN ({older})", (name, places_max))
 
     def _scrypt(self, password: str, salt: bytes) -> bytes:
         with self._hashing:
@@ -266,8 +290,8 @@ class Access:
 class Tries:
     """A bucket of tries for each key that fills up again with time."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, most: int, again_s: float) -> None:
+        self.clock, self.most, self.again_s = clock, most, again_s
         self._lock = threading.Lock()
         self._left: dict[str, tuple[float, float]] = {}
 
@@ -275,13 +299,13 @@ class Tries:
         """Use one try. Raises TooManyTries with the seconds to wait."""
         now = self.clock.monotonic_s()
         with self._lock:
-            left, at = self._left.get(key, (float(tries_max), now))
-            left = min(float(tries_max), left + (now - at) / try_again_s)
+            left, at = self._left.get(key, (float(self.most), now))
+            left = min(float(self.most), left + (now - at) / self.again_s)
             if left < 1:
-                wait = int((1 - left) * try_again_s) + 1
+                wait = int((1 - left) * self.again_s) + 1
                 raise TooManyTries(wait)
             if len(self._left) >= keys_max:
-                self._left = {k: v for k, v in self._left.items() if v[0] + (now - v[1]) / try_again_s < tries_max}
+                self._left = {k: v for k, v in self._left.items() if v[0] + (now - v[1]) / self.again_s < self.most}
                 if len(self._left) >= keys_max:
                     self._left.pop(next(iter(self._left)))
             self._left[key] = (left - 1, now)
