@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import apsw
+import httpx
 import msgspec
 import pytest
 
 from midflight.config import config_from
-from midflight.serve.auth import Access
+from midflight.serve.auth import Access, NoRoom
 from midflight.serve.listening import CannotListen, listen
 
 
@@ -84,3 +89,67 @@ def test_a_damaged_file_of_users_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert "Users and tokens cannot be read" in line and "access.db" in line
+
+
+def test_the_console_starts_on_a_full_disk(tmp_path: Path) -> None:
+    """SQLite has no room for the files it needs to read: the console starts, every page says so with 503, and works once there is room."""
+    Access(config_from({"data": str(tmp_path / "data")})).close()
+    store = apsw.Connection(str(tmp_path / "data" / "store.db"))
+    store.execute("PRAGMA journal_mode=WAL; CREATE TABLE meta (key, value)")
+    store.close()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    path = tmp_path / "midflight.yaml"
+    path.write_bytes(msgspec.json.encode({"data": str(tmp_path / "data"), "console": {"port": port}}))
+    unlimited = resource.RLIM_INFINITY
+    with (tmp_path / "said").open("wb") as said:
+        console = subprocess.Popen(
+            [sys.executable, "-m", "midflight", "console"],
+            env=os.environ | {"MIDFLIGHT_CONFIG": str(path), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=said,
+            stderr=said,
+            # No file may grow beyond this, as on a full disk; a soft limit, which is lifted below.
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, unlimited)),
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, headers={"accept": "text/html"}) as client:
+            until = time.monotonic() + 60
+            while True:
+                assert console.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
+                with suppress(httpx.ConnectError):
+                    assert client.get("/health").status_code == 200
+                    break
+                time.sleep(0.1)
+            for path_ in ("/login", "/v1/campaigns"):
+                refused = client.get(path_, headers={"authorization": "Bearer t", "cookie": "midflight_session=s"})
+                assert refused.status_code == 503 and "retry-after" in refused.headers
+                assert "Users and tokens cannot be read or written" in refused.text and "is it full?" in refused.text
+                assert str(tmp_path) not in refused.text, "where the file is concerns the operator alone"
+            refused = client.get("/ready")
+            assert refused.status_code == 503 and "The numbers cannot be read" in refused.text and "is it full?" in refused.text
+            assert "Users and tokens cannot be read or written" in (tmp_path / "said").read_text()
+            resource.prlimit(console.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+            assert client.get("/login").status_code == client.get("/ready").status_code == 200
+            assert client.get("/v1/campaigns", headers={"authorization": "Bearer t"}).status_code == 401
+    finally:
+        console.terminate()
+        assert console.wait(30) == 0
+
+
+def test_commands_about_users_stop_on_a_full_disk(tmp_path: Path) -> None:
+    """Control: whoever is not patient is told at once."""
+    config = config_from({"data": str(tmp_path / "data")})
+    Access(config).close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 * 1024, hard))
+    try:
+        with pytest.raises(NoRoom, match="access.db"):
+            Access(config)
+        patient = Access(config, patient=True)
+        with pytest.raises(NoRoom):
+            patient.users()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert patient.users() == []
+    patient.close()

@@ -7,10 +7,11 @@ import sys
 from .. import flow
 from ..config import Config, load_config
 from ..kit.clock import Clock
-from ..serve.auth import base_url, setup_url
+from ..serve.auth import base_url
 from ..serve.listening import CannotListen, listen
 from ..store.host_local import load_sources
 from ..supervise import Supervisor
+from .console import first_link, say_first
 
 ports_s_max = 2.0  # a run that is just ending holds its ports for a moment
 
@@ -19,12 +20,11 @@ def command() -> None:
     """Run everything on this machine: door, engine, console and history, supervised."""
     config = load_config()
     load_sources(config)  # a wrong source stops the start, with its own words, before any process runs
-    link = setup_url(config)
+    link = first_link(config)
     wait_for_ports(config, Clock())
     print(f"webhooks  http://{config.door.host}:{config.door.port}/in/NAME   ({len(config.sources)} sources)", flush=True)
     print(f"console   {base_url(config)}/", flush=True)
-    if link:
-        print(f"There is no user yet. Make the first one here, within a day: {link}", flush=True)
+    say_first(link)
     sys.exit(Supervisor(list(flow.PROCESSES), lambda line: print(f"midflight: {line}", file=sys.stderr, flush=True)).run())
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
+import apsw
 import msgspec
 import uvicorn
 from fastapi import Depends, FastAPI, Path, Query, Request
@@ -60,7 +61,7 @@ class Site:
         self.config = config
         self.clock = clock
         self.store = Store(config, clock)
-        self.access = Access(config, clock)
+        self.access = Access(config, clock, patient=True)
         self.counters = Counters()
         self.pulse = Pulse(self.store, clock)
         self.hub = Hub(self.pulse, self.counters)
@@ -651,6 +652,7 @@ def create_app(config: Config, clock: Clock | None = None, timeline: Timeline | 
     app.add_exception_handler(MidflightError, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(apsw.Error, _unreadable)
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(Shield)
     return app
@@ -718,6 +720,13 @@ async def _http(request: Request, error: HTTPException) -> Response:
     response = answer_error(request, wrong)
     response.headers.update(error.headers or {})
     return response
+
+
+async def _unreadable(request: Request, error: apsw.Error) -> Response:
+    logger.error("The store cannot be read: %s", error)
+    wrong = MidflightError("The numbers cannot be read at the moment", todo="Look at the disk: is it full?")
+    wrong.status, wrong.code = 503, "unreadable"
+    return answer_error(request, wrong)
 
 
 async def _bug(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import threading
@@ -17,6 +18,8 @@ import msgspec
 from ..config import Config
 from ..kit.clock import Clock
 from ..kit.errors import MidflightError, NotFound, nearest
+
+logger = logging.getLogger(__name__)
 
 SCOPES = ("read", "write", "admin")
 # What a scope lets through: writers read too, administrators do everything.
@@ -38,6 +41,8 @@ name_try_again_s = 60.0
 places_max = 20  # addresses remembered for each user
 keys_max = 10_000
 hashing_max = 2  # passwords checked at the same time: each takes 32 MB
+
+OBSTACLES = (apsw.FullError, apsw.IOError, apsw.CantOpenError, OSError)
 
 SCRYPT = {"n": 2**15, "r": 8, "p": 1}
 
@@ -80,11 +85,15 @@ class TooManyTries(MidflightError):
 
 
 class Unkept(MidflightError):
-    """The file of users, sessions and tokens cannot be read or written: a full disk, say."""
+    """The file of users, sessions and tokens cannot be read or written: it is damaged, say."""
 
     status = 503
     code = "unkept"
     exit_status = 3
+
+
+class NoRoom(Unkept):
+    """The same where the disk is in the way, which may pass: it is full, say. SQLite needs room even to read."""
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -104,20 +113,40 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Access:
-    """The file ``access.db``: hashes only, so that a copy of it lets nobody in."""
+    """The file ``access.db``: hashes only, so that a copy of it lets nobody in.
 
-    def __init__(self, config: Config, clock: Clock | None = None) -> None:
+    With ``patient``, a disk that is in the way does not stop the start: the file is opened as soon as it can be, and until then every
+    question raises NoRoom.
+    """
+
+    def __init__(self, config: Config, clock: Clock | None = None, *, patient: bool = False) -> None:
         self.clock = clock or Clock()
         self._lock = threading.Lock()
         self._hashing = threading.Semaphore(hashing_max)
-        self._db = opened(config.make_folder() / "access.db")
+        self._path = config.make_folder() / "access.db"
+        self._opened: apsw.Connection | None = None
+        try:
+            with worded(self._path):
+                self._opened = opened(self._path)
+        except NoRoom as error:
+            if not patient:
+                raise
+            logger.error("%s. Nobody can log in until then", error.text())
         self.tries = Tries(self.clock, tries_max, try_again_s)
         self.address_tries = Tries(self.clock, address_tries_max, try_again_s)
         self.name_tries = Tries(self.clock, name_tries_max, name_try_again_s)
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            if self._opened is not None:
+                self._opened.close()
+
+    @property
+    def _db(self) -> apsw.Connection:
+        """The file, opened now where that was not possible before. The lock is held."""
+        if self._opened is None:
+            self._opened = opened(self._path)
+        return self._opened
 
     def _run(self, sql: str, values: tuple = ()) -> list[tuple]:
         with self._lock, worded():
@@ -316,14 +345,13 @@ class Tries:
 
 
 def opened(path: Path) -> apsw.Connection:
-    """Return the file of access, made where there is none. Raises Unkept, and MidflightError where a newer version made it."""
-    with worded(path):
-        db = apsw.Connection(str(path))
+    """Return the file of access, made where there is none. Raises what SQLite raises, and MidflightError where a newer version made it."""
+    db = apsw.Connection(str(path))
+    try:
         path.chmod(0o600)
         db.set_busy_timeout(5_000)
         version = db.pragma("user_version")
         if version > VERSION:
-            db.close()
             raise MidflightError(
                 "The file of users and tokens was made by a newer Midflight",
                 expected=f"version {VERSION} or older",
@@ -336,17 +364,21 @@ def opened(path: Path) -> apsw.Connection:
             db.execute(SCHEMA)
             if version < VERSION:
                 db.pragma("user_version", VERSION)
-        return db
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 @contextmanager
 def worded(path: Path | None = None) -> Iterator[None]:
-    """Raise Unkept for what the disk or SQLite says."""
+    """Raise Unkept for what SQLite says, NoRoom for what the disk does."""
     try:
         yield
     except (apsw.Error, OSError) as error:
+        kind = NoRoom if isinstance(error, OBSTACLES) else Unkept
         where = None if path is None else str(path)
-        raise Unkept(f"Users and tokens cannot be read or written: {error}", where=where, todo="Look at the disk") from None
+        raise kind(f"Users and tokens cannot be read or written: {error}", where=where, todo="Look at the disk: is it full?") from None
 
 
 def hashed(secret: str) -> bytes:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections import deque
 
+import apsw
 import msgspec
 from starlette.responses import Response
 
@@ -98,8 +99,8 @@ class Pulse:
         try:
             with self.store.view() as view:
                 self._unusual = unusual_in(view, rows)
-        except MidflightError as error:
-            logger.warning("What is unusual could not be judged: %s", error.text())
+        except (MidflightError, apsw.Error) as error:
+            logger.warning("What is unusual could not be judged: %s", error)
 
     def _campaign(self, row: dict, minute: int) -> dict:
         spark = self._spark.get(row["id"], {})
@@ -204,8 +205,8 @@ class Hub:
         while self.readers and not self.closing:
             try:
                 state = await asyncio.to_thread(self.pulse.now)
-            except MidflightError as error:
-                logger.warning("The pulse could not be read: %s", error.text())
+            except (MidflightError, apsw.Error) as error:
+                logger.warning("The pulse could not be read: %s", error)
             else:
                 self.tell(state)
             await asyncio.sleep(beat_s)

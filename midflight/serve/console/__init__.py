@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from urllib.parse import urlencode
 
 from fastapi import FastAPI, Request
@@ -29,7 +30,15 @@ async def _login_first(request: Request, error: Exception) -> Response:
 
 def stopped(request: Request, error: MidflightError) -> Response:
     """Return an error as a page."""
+    from ..auth import Unkept
     from ..shield import session_of
     from .pages import render
 
-    return render(request, "stopped.html", error.status, session=session_of(request), error=error.as_dict()["error"])
+    session = None
+    # Who it is cannot be told where that is what went wrong.
+    with suppress(Unkept):
+        session = session_of(request)
+    response = render(request, "stopped.html", error.status, session=session, error=error.as_dict()["error"])
+    if error.status == 503:
+        response.headers["retry-after"] = "1"
+    return response
