@@ -19,6 +19,7 @@ from midflight.stream.measures import MEASURES
 from midflight.stream.names import Names
 from midflight.stream.providers import PROVIDERS, providers_of
 from midflight.stream.shard import Shard
+from midflight.stream.tables import NEVER
 
 HISTORIES = int(os.environ.get("MIDFLIGHT_HISTORIES", "3000"))
 START_US = 1_790_000_000_000_000
@@ -43,6 +44,8 @@ class Local:
         self.delays: Counter[tuple] = Counter()
         self.clickers: dict[tuple, tuple] = {}
         self.position = 0
+        self.recent_from_us = NEVER
+        self.seconds: dict[tuple, np.ndarray] = defaultdict(lambda: np.zeros(len(MEASURES), np.int64))
 
     def apply(self, events: list[Event], received_us: int) -> None:
         record = Record("events", "esp", received_us, {}, msgspec.json.encode(events), "", self.position)
@@ -52,15 +55,18 @@ class Local:
         owner = (prepared.batch.rcpt >> np.uint64(40)) % np.uint64(len(self.shards))
         for number, shard in enumerate(self.shards):
             batch = prepared.batch.take(np.flatnonzero(owner == number))
-            self._keep(shard.apply(batch, prepared.log_time_us))
+            self._keep(shard.apply(batch, prepared.log_time_us, self.recent_from_us))
 
     def _keep(self, effects) -> None:
         for key, value in zip(effects.cell_key.tolist(), effects.cell_value, strict=True):
             self.cells[tuple(key)] += value
+        for key, value in zip(effects.recent_key.tolist(), effects.recent_value, strict=True):
+            self.seconds[tuple(key)] += value
         for key, n in zip(effects.delay_key.tolist(), effects.delay_n.tolist(), strict=True):
             self.delays[tuple(key)] += n
         for i in range(effects.clicker_message.size):
             place = (int(effects.clicker_recipient[i]), int(effects.clicker_message[i]))
+            assert int(effects.clicker_before[i]) == self.clickers.get(place, (-1, 0))[0]
             self.clickers[place] = (int(effects.clicker_clicked_at[i]), int(effects.clicker_converted_at[i]))
 
     def crash(self) -> None:
@@ -73,9 +79,10 @@ class Local:
             self.shards[number] = Shard(7 * 86_400_000_000, 40)
             self.shards[number].load(image)
 
-    def named_cells(self) -> dict[tuple, dict[str, int]]:
-        """Return the cells with names for ids, without zeros, in the model's form."""
-        cells = {key: {m: int(v) for m, v in zip(MEASURES, values, strict=True) if v} for key, values in self.cells.items()}
+    def named_cells(self, seconds: bool = False) -> dict[tuple, dict[str, int]]:
+        """Return the cells, by minute or by second, with names for ids, without zeros, in the model's form."""
+        found = self.seconds if seconds else self.cells
+        cells = {key: {m: int(v) for m, v in zip(MEASURES, values, strict=True) if v} for key, values in found.items()}
         return {self._named(key): values for key, values in cells.items() if values}
 
     def named_delays(self) -> dict[tuple, int]:
@@ -161,9 +168,10 @@ def model_cells(events: list[Event]) -> dict[tuple, dict[str, int]]:
     return out
 
 
-def run(rng: random.Random, events: list[Event], shards: int, crashes: bool = True) -> Local:
+def run(rng: random.Random, events: list[Event], shards: int, crashes: bool = True, recent_from_us: int = NEVER) -> Local:
     """Deliver the events in random order, some twice, in random cuts, with crashes between."""
     local = Local(shards)
+    local.recent_from_us = recent_from_us
     order = events + rng.sample(events, rng.randint(0, len(events) // 2))
     rng.shuffle(order)
     while order:
@@ -196,6 +204,29 @@ def test_one_or_four_shards_and_any_cut_give_the_same_bytes():
             local = run(rng, events, shards)
             states.append((local.named_cells(), local.named_delays(), {k: v for k, v in local.clickers.items() if v[0] >= 0}))
         assert states[0] == states[1], f"seed {seed}"
+
+
+def test_seconds_are_the_minutes_cut_finer():
+    """What is counted by the second does not depend on the delivery either, and adds up to the minutes."""
+    compared = 0
+    for seed in range(HISTORIES // 10):
+        rng = random.Random(seed)
+        events = history(rng)
+        recent_from_us = START_US + rng.randrange(900) * 1_000_000
+        local, other = (run(rng, events, shards, recent_from_us=recent_from_us) for shards in (1, 4))
+        assert local.named_cells() == model_cells(events), f"seed {seed}"
+        seconds = local.named_cells(seconds=True)
+        assert seconds == other.named_cells(seconds=True), f"seed {seed}"
+        assert all(key[0] * 1_000_000 >= recent_from_us for key in seconds)
+        added: dict[tuple, Counter] = defaultdict(Counter)
+        for (second, *place), counts in seconds.items():
+            added[second // 60, *place].update(counts)
+        whole = {key: counts for key, counts in local.named_cells().items() if key[0] * 60_000_000 >= recent_from_us}
+        first = -(-recent_from_us // 60_000_000)
+        sums = {key: {m: n for m, n in counts.items() if n} for key, counts in added.items() if key[0] >= first}
+        assert {key: counts for key, counts in sums.items() if counts} == whole, f"seed {seed}"
+        compared += len(seconds) > len(whole) > 0
+    assert compared > HISTORIES // 100
 
 
 def test_the_model_notices_a_lost_duplicate_check():

@@ -219,7 +219,7 @@ def test_hours_that_are_cut_wrongly_are_caught(book: Book, monkeypatch: pytest.M
     """The control: a reader that takes whole hours where the window has a part of them gives other answers."""
 
     def generous(self: View, query: Query) -> list[Part]:
-        return [Part(True, query.window.first // 60 * 60, query.window.last // 60 * 60)]
+        return [Part("hour", query.window.first // 60 * 60, query.window.last // 60 * 60)]
 
     monkeypatch.setattr(View, "_parts", generous)
     query = Query(window=window(30, 200), by=("variant",), metrics=())

@@ -29,6 +29,8 @@ from ..stream.measures import MEASURES
 from ..stream.names import Names
 from ..stream.parsed import Dead
 from ..stream.shard import Effects, Shard
+from ..stream.tables import NEVER
+from .recent import Recent
 from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
 from .write import DAMAGE, StoreWriter, is_damage, set_aside
@@ -94,6 +96,7 @@ class Engine:
         self._log_time_us = self.store.meta("log_time_us", 0)
         self.snapshots.clear(after=self.committed)
         self.shards, self.position = self._recover()
+        self.recent = Recent()
         self.careful = Careful(self.folder / "engine.trying", self.committed)
         self._snapshot_at = self.clock.monotonic_s() + snapshot_every_s
         self._snapshot_position = self.position
@@ -167,9 +170,10 @@ class Engine:
         try:
             prepared = self.edge.prepare(records)
             crash_point("before_fold")
-            effects = self.apply(prepared)
+            folded_us = max(self._log_time_us, *(shard.log_time_us for shard in self.shards))
+            effects = self.apply(prepared, self.recent.wanted_from_us(self.clock.now_us(), prepared.log_time_us, folded_us))
             crash_point("before_commit")
-            self.store.commit(prepared, effects, self.names, conflict_letters(prepared, effects, records))
+            self.store.commit(prepared, effects, self.names, conflict_letters(prepared, effects, records), self.recent)
             crash_point("after_commit")
             self.position = self.committed = prepared.next_position
             self.careful.went_well()
@@ -209,16 +213,16 @@ class Engine:
             self.careful.trying(record.position)
             self._fold([record])
 
-    def apply(self, prepared: Prepared) -> list[Effects]:
+    def apply(self, prepared: Prepared, recent_from_us: int = NEVER) -> list[Effects]:
         """Give every shard its rows; the recipient's key decides which."""
         if len(self.shards) == 1:
-            return [self.shards[0].apply(prepared.batch, prepared.log_time_us)]
+            return [self.shards[0].apply(prepared.batch, prepared.log_time_us, recent_from_us)]
         # The high bits choose the shard: the low ones choose the place in its tables.
         owner = (prepared.batch.rcpt >> np.uint64(40)) % np.uint64(len(self.shards))
         effects = []
         for number, shard in enumerate(self.shards):
             rows = np.flatnonzero(owner == number)
-            effects.append(shard.apply(prepared.batch.take(rows), prepared.log_time_us))
+            effects.append(shard.apply(prepared.batch.take(rows), prepared.log_time_us, recent_from_us))
         return effects
 
     def catch_up(self) -> None:

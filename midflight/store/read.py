@@ -57,11 +57,15 @@ class TooSlow(MidflightError):
 
 
 class Window(msgspec.Struct, frozen=True):
-    """Calendar minutes ``first`` to ``last``, both included; ``all`` has neither bound."""
+    """Calendar minutes ``first`` to ``last``, both included; ``all`` has neither bound.
+
+    One that slides begins at the second ``since_s``, at most a minute before ``first``, where the store still knows seconds.
+    """
 
     name: str
     first: int
     last: int
+    since_s: int = 0
 
     @property
     def bounded(self) -> bool:
@@ -69,15 +73,29 @@ class Window(msgspec.Struct, frozen=True):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """A part of a window: whole hours, or single minutes; without bounds where it has all there is."""
+    """A part of a window: whole hours, minutes or seconds; without bounds where it has all there is."""
 
-    hours: bool
+    unit: str
     first: int | None = None
     last: int | None = None
 
     @property
     def time(self) -> str:
-        return "x.hour" if self.hours else "x.minute"
+        return f"x.{self.unit}"
+
+    @property
+    def cells(self) -> str:
+        return {"hour": "hours", "minute": "cells", "second": "recent"}[self.unit]
+
+    @property
+    def delays(self) -> str:
+        return {"hour": "hour_delays", "minute": "delays", "second": "recent_delays"}[self.unit]
+
+    def minutes(self) -> tuple[int, int]:
+        """Return the first and last calendar minute that it touches."""
+        if self.unit == "second":
+            return self.first // 60, self.last // 60
+        return self.first, self.last + 59 if self.unit == "hour" else self.last
 
 
 class Query(msgspec.Struct, kw_only=True):
@@ -101,8 +119,8 @@ class Query(msgspec.Struct, kw_only=True):
 def window_of(text: str | None, now_us: int, from_: str | None = None, to: str | None = None) -> Window:
     """Read a window: ``15m``, ``24h``, ``7d``, ``all``, or from and to. Raises WrongQuery.
 
-    A length includes the running minute. ``from`` and ``to`` are ISO 8601 (UTC where no zone is given) or unix seconds;
-    ``to`` is excluded and defaults to now.
+    A length ends with the running second. ``from`` and ``to`` are ISO 8601 (UTC where no zone is given) or unix seconds, both cut to
+    the minute; ``to`` is excluded and defaults to now.
     """
     now = now_us // minute_us
     if from_ or to:
@@ -120,7 +138,7 @@ def window_of(text: str | None, now_us: int, from_: str | None = None, to: str |
     minutes = int(found[1]) * {"m": 1, "h": 60, "d": 1440}[found[2]] if found else 0
     if not 1 <= minutes <= window_minutes_max:
         raise WrongQuery("Unknown window", expected="`1m` to `366d`, as in `15m`, `24h`, `7d`, or `all`", got=text, where="window")
-    return Window(text, now - minutes + 1, now)
+    return Window(text, now - minutes + 1, now, since_s=now_us // 1_000_000 - minutes * 60 + 1)
 
 
 def _minute(text: str, where: str) -> int:
@@ -225,6 +243,7 @@ class View:
         self.present = present
         self.log_time_us = int(self._meta("log_time_us") or 0)
         self.position = int(self._meta("position") or 0)
+        self.recent_from = int(self._meta("recent_from") or 0)
         self.now_us = max(now_us, self.log_time_us)
         self._names: dict[tuple[str, int], str] = {}
         self._keys = dimension_keys(attributes)
@@ -268,7 +287,7 @@ class View:
         if key == "minute":
             return "x.minute"
         if key == "hour":
-            return "x.hour" if part and part.hours else "x.minute / 60 * 60"
+            return "x.hour" if part and part.unit == "hour" else "x.minute / 60 * 60"
         kind = self._dimension(key)
         if kind.startswith("attribute:"):
             return f"(x.segment >> {8 * self.attributes.index(kind[10:])}) & 255"
@@ -314,7 +333,8 @@ class View:
         """Answer a query as one series for each combination of dimensions, at every minute or hour of the window."""
         metrics = self._metrics(query.metrics)
         within_s = snapped_s(query.within_minutes)
-        groups = self.groups(msgspec.structs.replace(query, by=(*query.by, step)))
+        stepped = msgspec.structs.replace(query, by=(*query.by, step))
+        groups = self.groups(stepped)
         size = 60 if step == "hour" else 1
         first, last = self._span(query, [key[-1] for key in groups])
         ticks = list(range(first // size * size, last + 1, size))
@@ -343,7 +363,7 @@ class View:
             "by": list(query.by),
             "machines": "with" if query.machines else "without",
             "machine_share": self._machine_share(groups),
-            "window": self._window(query),
+            "window": self._window(stepped),
             "freshness": self.freshness(),
         }
 
@@ -402,7 +422,7 @@ class View:
             self._add_cells(out, query, needed, *self._campaign_source(query))
             return out
         for part in self._parts(query):
-            source, values = self._source(query, "hours" if part.hours else "cells", part)
+            source, values = self._source(query, part.cells, part)
             self._add_cells(out, query, needed, source, values, part)
         return out
 
@@ -429,10 +449,10 @@ class View:
         for part in self._parts(query):
             columns = [*(self._column(key, part) for key in query.by), "x.kind", "x.bucket"]
             group = ", ".join(str(i + 1) for i in range(len(columns)))
-            if part.hours and query.campaign is not None and set(query.by) <= {"variant", "campaign"}:
+            if part.unit == "hour" and query.campaign is not None and set(query.by) <= {"variant", "campaign"}:
                 # The same here.
                 group = "x.kind, x.hour, x.variant, x.bucket"
-            source, values = self._source(query, "hour_delays" if part.hours else "delays", part)
+            source, values = self._source(query, part.delays, part)
             sql = f"SELECT {', '.join(columns)}, sum(x.n) {source} AND x.kind IN ({marks}) GROUP BY {group}"
             for row in self.db.execute(sql, (*values, *(DELAYS.index(k) for k in kinds))):
                 kind, bucket, n = row[keyed:]
@@ -441,12 +461,12 @@ class View:
         return out
 
     def _parts(self, query: Query) -> list[Part]:
-        """Cut a window into the whole hours that are kept summed and the minutes at its two ends."""
+        """Cut a window into the whole hours that are kept summed, the minutes at its two ends, and the seconds before the first minute."""
         window, minutes = query.window, "minute" in query.by
         if not window.bounded:
-            return [Part(hours=not minutes)]
+            return [Part("minute" if minutes else "hour")]
         if minutes:
-            return [Part(False, window.first, window.last)]
+            return [Part("minute", window.first, window.last)]
         lived, values = "SELECT min(first_minute), max(last_minute) FROM campaigns", ()
         if query.campaign is not None:
             lived, values = lived + " WHERE campaign = ?", (self.campaign_id(query.campaign),)
@@ -457,10 +477,16 @@ class View:
         first = window.first if window.first > begun else begun // 60 * 60
         end = window.last + 1 if window.last < ended else (ended // 60 + 1) * 60
         first_hour, end_hour = -(-first // 60) * 60, end // 60 * 60
-        if first_hour >= end_hour:
-            return [Part(False, first, end - 1)]
-        parts = [Part(False, first, first_hour - 1), Part(True, first_hour, end_hour - 60), Part(False, end_hour, end - 1)]
+        parts = [Part("minute", first, end - 1)]
+        if first_hour < end_hour:
+            parts = [Part("minute", first, first_hour - 1), Part("hour", first_hour, end_hour - 60), Part("minute", end_hour, end - 1)]
+        if self._begins_at_a_second(query):
+            parts.append(Part("second", window.since_s, window.first * 60 - 1))
         return [part for part in parts if part.first <= part.last]
+
+    def _begins_at_a_second(self, query: Query) -> bool:
+        """Tell whether the store knows the seconds that a window begins with; what goes by minute or hour begins with a whole one."""
+        return not set(query.by) & set(TIMES) and 0 < self.recent_from <= query.window.since_s
 
     def _source(self, query: Query, table: str, part: Part) -> tuple[str, list]:
         """Return FROM and WHERE that walk along the primary key (campaign, time), and their values."""
@@ -471,7 +497,7 @@ class View:
                 "FROM (SELECT 0 AS campaign UNION SELECT campaign FROM campaigns WHERE last_minute >= ? AND first_minute <= ?) c"
                 f" CROSS JOIN {table} x ON x.campaign = c.campaign WHERE 1"
             )
-            values = [part.first, part.last + 59 if part.hours else part.last]
+            values = list(part.minutes())
         else:
             sql, values = f"FROM {table} x WHERE 1", []
         if part.first is not None:
@@ -540,7 +566,10 @@ class View:
         if not first and query.campaign is not None:
             sql = "SELECT first_minute FROM campaigns WHERE campaign = ?"
             first = self.db.execute(sql, (self.campaign_id(query.campaign),)).get or 0
-        return {"name": query.window.name, "from": iso(first * minute_us), "to": iso((query.window.last + 1) * minute_us)}
+        begin, end = first * minute_us, (query.window.last + 1) * minute_us
+        if self._begins_at_a_second(query):
+            begin, end = query.window.since_s * 1_000_000, (query.window.since_s + 60 * (query.window.last - first + 1)) * 1_000_000
+        return {"name": query.window.name, "from": iso(begin), "to": iso(end)}
 
     # -- freshness ---------------------------------------------------------------------------------------------------
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from ..stream.measures import MEASURES
 
-VERSION = 2
+VERSION = 3
 ENDED = "ended_the_engine"  # why a record is a dead letter that was never read
 
 _KEY = "campaign INTEGER, minute INTEGER, variant INTEGER, wave INTEGER, provider INTEGER, source INTEGER, segment INTEGER"
 _KEY_NAMES = "campaign, minute, variant, wave, provider, source, segment"
 _HOUR_KEY, _HOUR_KEY_NAMES = _KEY.replace("minute", "hour"), _KEY_NAMES.replace("minute", "hour")
+_SECOND_KEY, _SECOND_KEY_NAMES = _KEY.replace("minute", "second"), _KEY_NAMES.replace("minute", "second")
 
 SCHEMA = f"""
--- position: the next log position to fold; log_time_us: append time of the last folded record; version, fold, epoch
+-- position: the next log position to fold; log_time_us: append time of the last folded record; version, fold, epoch;
+-- recent_from: the second from which on `recent` has everything, 0 where it has nothing
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
 -- Ids of names, made in log order. kind: campaign, variant, wave, provider, source, or `attribute:NAME`. Id 0 is "unknown" and not stored.
@@ -35,14 +37,22 @@ CREATE TABLE IF NOT EXISTS hours ({_HOUR_KEY},
 CREATE TABLE IF NOT EXISTS hour_delays ({_HOUR_KEY}, kind INTEGER, bucket INTEGER, n INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (campaign, kind, hour, variant, bucket, wave, provider, source, segment)) WITHOUT ROWID;
 
+-- And the last minutes by the second, so that a short window can begin at any. second: seconds since 1970. Outside of what a replay has to
+-- reproduce: it is filled while the numbers are up to date, and its start is cut off.
+CREATE TABLE IF NOT EXISTS recent ({_SECOND_KEY},
+    {", ".join(f"{m} INTEGER NOT NULL DEFAULT 0" for m in MEASURES)},
+    PRIMARY KEY ({_SECOND_KEY_NAMES})) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS recent_delays ({_SECOND_KEY}, kind INTEGER, bucket INTEGER, n INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY ({_SECOND_KEY_NAMES}, kind, bucket)) WITHOUT ROWID;
+
 -- One row per campaign: its sums and the span of its minutes, so that a list of campaigns never scans cells.
 CREATE TABLE IF NOT EXISTS campaigns (campaign INTEGER PRIMARY KEY, first_minute INTEGER, last_minute INTEGER,
     {", ".join(f"{m} INTEGER NOT NULL DEFAULT 0" for m in MEASURES)});
 
--- Messages with a human click: who clicked and has not converted. converted_at_us is 0 until an attributed conversion.
+-- Messages with a human click: who clicked and has not converted. converted_at_us is 0 until an attributed conversion. In the order of
+-- clicks: new rows come in at the end, so that a batch changes few pages however many people there are.
 CREATE TABLE IF NOT EXISTS clickers (campaign INTEGER, message INTEGER, recipient TEXT, variant INTEGER, wave INTEGER,
-    clicked_at_us INTEGER, converted_at_us INTEGER, PRIMARY KEY (campaign, message)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS clickers_at ON clickers (campaign, clicked_at_us);
+    clicked_at_us INTEGER, converted_at_us INTEGER, PRIMARY KEY (campaign, clicked_at_us, message)) WITHOUT ROWID;
 
 -- What could not be read, with its bytes. state: 0 waiting, 1 replayed and folded, 2 replayed and still bad.
 CREATE TABLE IF NOT EXISTS dead (position INTEGER, item INTEGER, source TEXT, reason TEXT, detail TEXT, raw BLOB, at_us INTEGER,

@@ -18,12 +18,16 @@ from ..stream.measures import FRESHNESS_EDGES_MS, MEASURES
 from ..stream.names import Names
 from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
+from ..stream.tables import starts, summed
+from .recent import Recent
 from .schema import SCHEMA, VERSION
 
 _KEY = ("campaign", "minute", "variant", "wave", "provider", "source", "segment")
 _HOUR_KEY = ("campaign", "hour", *_KEY[2:])
+_SECOND_KEY = ("campaign", "second", *_KEY[2:])
 _DERIVED = (
-    "meta", "names", "cells", "hours", "delays", "hour_delays", "campaigns", "clickers", "dead", "receipts", "drops", "freshness", "marks",
+    "meta", "names", "cells", "hours", "delays", "hour_delays", "recent", "recent_delays", "campaigns", "clickers", "dead", "receipts",
+    "drops", "freshness", "marks",
 )  # fmt: skip
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 minutes_of_freshness_max = 7 * 24 * 60
@@ -53,6 +57,7 @@ def _upsert_campaign(sums: tuple[str, ...]) -> str:
 
 _DELAY = _upsert("delays", (*_KEY, "kind", "bucket"), ("n",))
 _HOUR_DELAY = _upsert("hour_delays", (*_HOUR_KEY, "kind", "bucket"), ("n",))
+_RECENT_DELAY = _upsert("recent_delays", (*_SECOND_KEY, "kind", "bucket"), ("n",))
 _RECEIPT = (
     "INSERT INTO receipts (source, minute, records, events, duplicates, bad, last_event_us) VALUES (?, ?, ?, ?, ?, ?, ?) "
     "ON CONFLICT (source, minute) DO UPDATE SET records = records + excluded.records, events = events + excluded.events, "
@@ -65,6 +70,7 @@ class StoreWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.recent_from = -1  # what `meta` says; -1 before this process has said anything
         self.db = apsw.Connection(str(path), vfs=checking_vfs())
         # The room that each page of a new store leaves for its checksum; an older store stays as it is.
         room = ctypes.c_int(checksum_bytes)
@@ -118,7 +124,9 @@ class StoreWriter:
 
     # -- one step ------------------------------------------------------------------------------------------------------------
 
-    def commit(self, prepared: Prepared, effects: list[Effects], names: Names, conflicts: list[tuple]) -> None:
+    def commit(
+        self, prepared: Prepared, effects: list[Effects], names: Names, conflicts: list[tuple], recent: Recent | None = None
+    ) -> None:
         """Write what a batch changed, with the position behind it."""
         with self.db:
             if names.new:
@@ -126,6 +134,8 @@ class StoreWriter:
             for effect in effects:
                 self._cells(effect)
                 self._clickers(effect, prepared)
+            if recent is not None:
+                self._recent(effects, recent)
             self._marks(prepared, effects)
             self._receipts(prepared, effects)
             self._dead(prepared, conflicts)
@@ -157,24 +167,50 @@ class StoreWriter:
             self.db.executemany(_DELAY, delay_rows(effect.delay_key, effect.delay_n))
             self.db.executemany(_HOUR_DELAY, delay_rows(*by_hour(effect.delay_key, effect.delay_n)))
 
+    def _recent(self, effects: list[Effects], recent: Recent) -> None:
+        """Write the last minutes by the second, and cut off what is too old."""
+        if recent.has_to_begin_anew():
+            self.db.execute("DELETE FROM recent")
+            self.db.execute("DELETE FROM recent_delays")
+        for effect in effects:
+            key, value = effect.recent_key, effect.recent_value
+            if key.shape[0]:
+                changed = np.flatnonzero(value.any(axis=0))
+                rows = rows_of(key, value[:, changed])
+                self.db.executemany(_upsert("recent", _SECOND_KEY, tuple(MEASURES[i] for i in changed)), rows.tolist())
+                recent.note(rows[:, 0], rows[:, 1])
+            if effect.recent_delay_key.shape[0]:
+                self.db.executemany(_RECENT_DELAY, delay_rows(effect.recent_delay_key, effect.recent_delay_n))
+        for campaign in recent.cuts():
+            for table in ("recent", "recent_delays"):
+                self.db.execute(f"DELETE FROM {table} WHERE campaign = ? AND second < ?", (campaign, recent.start_s))
+        if recent.start_s != self.recent_from:
+            self._meta({"recent_from": recent.start_s})
+            self.recent_from = recent.start_s
+
     def _clickers(self, effect: Effects, prepared: Prepared) -> None:
         known = np.flatnonzero(effect.clicker_campaign)
         if not known.size:
             return
-        campaign, clicked_at = effect.clicker_campaign[known].astype(np.int64), effect.clicker_clicked_at[known]
+        campaign, before, clicked_at = effect.clicker_campaign[known], effect.clicker_before[known], effect.clicker_clicked_at[known]
         message = message_ids(effect.clicker_message[known], effect.clicker_recipient[known])
-        gone = clicked_at < 0
-        self.db.executemany("DELETE FROM clickers WHERE campaign = ? AND message = ?", np.column_stack([campaign, message])[gone].tolist())
-        now = ~gone
-        rest = [
-            campaign,
-            message,
-            effect.clicker_variant[known],
-            effect.clicker_wave[known],
-            clicked_at,
-            effect.clicker_converted_at[known],
+        moved = (before >= 0) & (before != clicked_at)
+        self.db.executemany(
+            "DELETE FROM clickers WHERE campaign = ? AND clicked_at_us = ? AND message = ?",
+            np.column_stack([campaign, before, message])[moved].tolist(),
+        )
+        now = clicked_at >= 0
+        columns = [
+            column[now].tolist()
+            for column in (
+                campaign,
+                message,
+                effect.clicker_variant[known],
+                effect.clicker_wave[known],
+                clicked_at,
+                effect.clicker_converted_at[known],
+            )
         ]
-        columns = [column[now].tolist() for column in rest]
         names = recipient_names(effect.clicker_recipient[known][now], prepared)
         self.db.executemany(
             "INSERT OR REPLACE INTO clickers (campaign, message, variant, wave, clicked_at_us, converted_at_us, recipient) "
@@ -229,10 +265,7 @@ def by_hour(key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Return packed keys [n, 3+] with the first minute of their hour instead of the minute, each once, and the sums of their values."""
     key = key.copy()
     key[:, 0] -= (key[:, 0] & _MASK32) % np.uint64(60)
-    order = np.lexsort(key.T[::-1])
-    key = key[order]
-    first = starts(key)
-    return key[first], np.add.reduceat(value[order], first, axis=0)
+    return summed(key, value)
 
 
 def by_campaign(key: np.ndarray, hours: np.ndarray) -> np.ndarray:
@@ -242,12 +275,6 @@ def by_campaign(key: np.ndarray, hours: np.ndarray) -> np.ndarray:
     last = np.append(first[1:], when.size) - 1
     span = np.column_stack([when[first] >> np.uint64(32), when[first] & _MASK32, when[last] & _MASK32])
     return np.hstack([span.view(np.int64), np.add.reduceat(hours[:, 7:], starts(hours[:, 0]), axis=0)])
-
-
-def starts(key: np.ndarray) -> np.ndarray:
-    """Return where in sorted keys a new one begins."""
-    new = key[1:] != key[:-1]
-    return np.flatnonzero(np.append(True, new if new.ndim == 1 else new.any(axis=1)))
 
 
 def recipient_names(keys: np.ndarray, prepared: Prepared) -> list[str]:

@@ -18,6 +18,7 @@ from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS,
 
 SURE = 4  # bit of a node's base: timing cannot overrule
 OPEN, CLICK = 100, 101
+SECOND_US = 1_000_000
 MINUTE_US = 60_000_000
 DAY_US = 86_400_000_000
 
@@ -146,8 +147,10 @@ def _dims(m, messages, provider):
 
 
 @njit(inline="always")
-def _at(campaign, at_us):
-    return np.uint64(campaign) << np.uint64(32) | np.uint64(at_us // MINUTE_US)
+def _at(cells, campaign, at_us):
+    """Return campaign and time of a cell: the minute, or the second of what happened of late."""
+    time = at_us // SECOND_US if at_us >= cells.recent_from[0] else at_us // MINUTE_US
+    return np.uint64(campaign) << np.uint64(32) | np.uint64(time)
 
 
 # -- what a message contributes -------------------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ def _contribute(cells, state, m, sign):
     node = first
     while node != NIL:
         at, what, agent = nodes[node].at, nodes[node].what, nodes[node].agent
-        row = _cell(cells, _at(campaign, at), k1, k2)
+        row = _cell(cells, _at(cells, campaign, at), k1, k2)
         if what == OPEN:
             opened = at
             cells.value[row, M_OPENS] += sign
@@ -272,17 +275,17 @@ def _contribute(cells, state, m, sign):
         node = nodes[node].next
     base = _delay_base(nodes, first)
     if opened >= 0:
-        cells.value[_cell(cells, _at(campaign, opened), k1, k2), M_OPENED] += sign
+        cells.value[_cell(cells, _at(cells, campaign, opened), k1, k2), M_OPENED] += sign
     if opened_human >= 0:
-        cells.value[_cell(cells, _at(campaign, opened_human), k1, k2), M_OPENED_HUMAN] += sign
+        cells.value[_cell(cells, _at(cells, campaign, opened_human), k1, k2), M_OPENED_HUMAN] += sign
         if base >= 0:
-            _delay(cells, _at(campaign, opened_human), k1, k2, 0, opened_human - base, sign)
+            _delay(cells, _at(cells, campaign, opened_human), k1, k2, 0, opened_human - base, sign)
     if clicked >= 0:
-        cells.value[_cell(cells, _at(campaign, clicked), k1, k2), M_CLICKED] += sign
+        cells.value[_cell(cells, _at(cells, campaign, clicked), k1, k2), M_CLICKED] += sign
     if clicked_human >= 0:
-        cells.value[_cell(cells, _at(campaign, clicked_human), k1, k2), M_CLICKED_HUMAN] += sign
+        cells.value[_cell(cells, _at(cells, campaign, clicked_human), k1, k2), M_CLICKED_HUMAN] += sign
         if base >= 0:
-            _delay(cells, _at(campaign, clicked_human), k1, k2, 1, clicked_human - base, sign)
+            _delay(cells, _at(cells, campaign, clicked_human), k1, k2, 1, clicked_human - base, sign)
 
 
 # -- conversions ----------------------------------------------------------------------------------------------------------
@@ -334,14 +337,14 @@ def _contribute_conversions(cells, state, r, window_us, sign):
             k2 = state.recipients[r].segment
             if m == NIL:
                 k1 = np.uint64(provider) << np.uint64(16) | np.uint64(conversions[c].source)
-                row = _cell(cells, _at(0, at), k1, k2)
+                row = _cell(cells, _at(cells, 0, at), k1, k2)
             else:
                 k1 = _dims(m, messages, provider)
-                row = _cell(cells, _at(messages[m].campaign, at), k1, k2)
+                row = _cell(cells, _at(cells, messages[m].campaign, at), k1, k2)
                 if _first_of_message(state, r, c, m, window_us):
                     cells.value[row, M_CONVERTED] += sign
                     clicked = _first_human_click(state.nodes, messages[m].nodes)
-                    _delay(cells, _at(messages[m].campaign, at), k1, k2, 2, at - clicked, sign)
+                    _delay(cells, _at(cells, messages[m].campaign, at), k1, k2, 2, at - clicked, sign)
             cells.value[row, M_CONVERSIONS] += sign
             cells.value[row, M_REVENUE] += sign * conversions[c].value
         c = conversions[c].next
@@ -509,16 +512,6 @@ def _set_once(state, m, at, what):
 
 
 @inner
-def _has_click(nodes, first):
-    node = first
-    while node != NIL:
-        if nodes[node].what == CLICK:
-            return True
-        node = nodes[node].next
-    return False
-
-
-@inner
 def _weight_of_message(state, m):
     """Return how many cells the message's contribution can touch at most."""
     count = 4
@@ -662,7 +655,7 @@ def _short_way(cells, state, m, at, what, base, url):
                 return False
     k1 = _dims(m, messages, state.recipients[r].provider)
     k2 = state.recipients[r].segment
-    k0 = _at(messages[m].campaign, at)
+    k0 = _at(cells, messages[m].campaign, at)
     value = cells.value[_cell(cells, k0, k1, k2)]
     if what < OPEN:
         _insert_node(state, m, at, what, base, url)
@@ -699,7 +692,7 @@ def _convert(cells, state, batch, i, r, window_us):
     nobody = state.recipients[r].key == 0
     if batch.op[i] == 0 and (nobody or held >= recipient_conversions_max):
         k1 = np.uint64(state.recipients[r].provider) << np.uint64(16) | np.uint64(batch.source[i])
-        row = _cell(cells, _at(0, at), k1, state.recipients[r].segment)
+        row = _cell(cells, _at(cells, 0, at), k1, state.recipients[r].segment)
         cells.value[row, M_CONVERSIONS] += 1
         cells.value[row, M_REVENUE] += batch.value[i]
         return
@@ -719,11 +712,11 @@ def _without_message(cells, state, batch, i, r):
     kind = batch.kind[i]
     place = np.uint64(state.recipients[r].provider) << np.uint64(16) | np.uint64(batch.source[i])
     if kind == K_PAGED or kind == K_TRACKED:
-        row = _cell(cells, _at(0, batch.at_us[i]), place, np.uint64(0))
+        row = _cell(cells, _at(cells, 0, batch.at_us[i]), place, np.uint64(0))
         cells.value[row, M_SITE] += 1
     else:
         place |= np.uint64(batch.variant[i]) << np.uint64(48) | np.uint64(batch.wave[i]) << np.uint64(32)
-        row = _cell(cells, _at(batch.campaign[i], batch.at_us[i]), place, np.uint64(0))
+        row = _cell(cells, _at(cells, batch.campaign[i], batch.at_us[i]), place, np.uint64(0))
         cells.value[row, M_UNKNOWN] += 1
 
 
@@ -775,9 +768,10 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
             _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
             news = False
         buyer = state.recipients[r].conversions != NIL
+        before = _first_human_click(state.nodes, messages[m].nodes)
         if not news and not (buyer and what == CLICK) and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
             if what == CLICK:
-                _touch(cells, m)
+                _touch(cells, m, before)
             continue
         if not _has_room(cells, 2 * (_weight(state, r) if buyer else _weight_of_message(state, m)) + 16):
             return i
@@ -791,11 +785,10 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
             _set_once(state, m, at, what)
         _judge(state.nodes, messages[m].nodes)
         _contribute(cells, state, m, 1)
+        _touch(cells, m, before)
         if buyer:
             _contribute_conversions(cells, state, r, window_us, 1)
             _touch_all(cells, state, r)
-        else:
-            _touch(cells, m)
     return kinds.size
 
 
@@ -811,17 +804,21 @@ def _learn(messages, m, campaign, variant, wave):
 
 
 @inner
-def _touch(cells, m):
+def _touch(cells, m, before):
+    """Note a message of which something may have changed, and when a person had first clicked in it until then. The first note counts."""
     cells.touched[cells.used[2]] = m
+    cells.touched_before[cells.used[2]] = before
     cells.used[2] += 1
 
 
 @inner
 def _touch_all(cells, state, r):
+    """Note every message of a recipient that may have been credited with a conversion, or no longer is."""
     m = state.recipients[r].messages
     while m != NIL:
-        if _has_click(state.nodes, state.messages[m].nodes):
-            _touch(cells, m)
+        first = _first_human_click(state.nodes, state.messages[m].nodes)
+        if first >= 0:
+            _touch(cells, m, first)
         m = state.messages[m].next
 
 

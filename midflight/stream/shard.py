@@ -9,7 +9,7 @@ import numpy as np
 
 from . import fold as folding
 from .batch import Batch
-from .tables import NIL, RECIPIENTS, State, grown, new_cells, new_state, reindex, sized, with_room
+from .tables import NEVER, NIL, RECIPIENTS, Cells, State, grown, in_minutes, in_seconds, new_cells, new_state, reindex, sized, with_room
 
 VERSION = 2
 
@@ -21,6 +21,10 @@ class Effects(NamedTuple):
     cell_value: np.ndarray  # int64 [n, measures]: what to add
     delay_key: np.ndarray  # uint64 [n, 4]
     delay_n: np.ndarray  # int64
+    recent_key: np.ndarray  # the same once more for what happened of late, by second instead of minute
+    recent_value: np.ndarray
+    recent_delay_key: np.ndarray
+    recent_delay_n: np.ndarray
     duplicates: np.ndarray  # int64, rows of the batch that were repetitions
     conflicts: np.ndarray  # int64, rows whose id was known with other content
     clicker_campaign: np.ndarray  # uint32, and so on: messages with a human click whose state is now this
@@ -28,6 +32,7 @@ class Effects(NamedTuple):
     clicker_recipient: np.ndarray  # uint64 key
     clicker_variant: np.ndarray
     clicker_wave: np.ndarray
+    clicker_before: np.ndarray  # int64 us, when a person had first clicked before this batch; -1 = nobody had
     clicker_clicked_at: np.ndarray  # int64 us, -1 = the message has no human click any more
     clicker_converted_at: np.ndarray  # int64 us, 0 = not converted
 
@@ -43,8 +48,12 @@ class Shard:
 
     # -- the four verbs --------------------------------------------------------------------------------------------------
 
-    def apply(self, batch: Batch, log_time_us: int) -> Effects:
-        """Fold a batch. Its rows keep the log's order; everything else about its size or cut does not matter."""
+    def apply(self, batch: Batch, log_time_us: int, recent_from_us: int = NEVER) -> Effects:
+        """Fold a batch. Its rows keep the log's order; everything else about its size or cut does not matter.
+
+        What happened from ``recent_from_us`` on also comes by the second. For those numbers to add up, nothing that happened so late may
+        have been folded before this time was given.
+        """
         rows = batch.kind.size
         self.advance(log_time_us)
         today = log_time_us // folding.DAY_US
@@ -56,11 +65,11 @@ class Shard:
         folding.find_recipients(state.recipient_slots, state.recipients, state.used, batch.rcpt, batch.provider, result, recipient)
         message = np.empty(rows, np.int32)
         folding.find_messages(state, batch.msg, batch.source, batch.kind, result, recipient, message)
-        cells = new_cells()
+        cells = new_cells(recent_from_us)
         row = 0
         while (row := folding.fold(cells, state, batch, result, recipient, message, self.click_window_us, row)) < rows:
             cells = grown(cells)
-        return self._effects(batch, result, cells, np.unique(cells.touched[: cells.used[2]]))
+        return self._effects(batch, result, cells)
 
     def advance(self, log_time_us: int) -> None:
         """Let log time pass. Time never goes back."""
@@ -114,20 +123,28 @@ class Shard:
         out["bytes"] = sum(array.nbytes for array in self.state)
         return out
 
-    def _effects(self, batch: Batch, result: np.ndarray, cells, touched: np.ndarray) -> Effects:
+    def _effects(self, batch: Batch, result: np.ndarray, cells: Cells) -> Effects:
         used, delays = int(cells.used[0]), int(cells.used[1])
         changed = np.flatnonzero(cells.value[:used].any(axis=1))
         moved = np.flatnonzero(cells.delay_n[:delays])
-        messages = self.state.messages
-        clicked_at = np.empty(touched.size, np.int64)
-        converted_at = np.empty(touched.size, np.int64)
+        key, value = cells.key[changed], cells.value[changed]
+        delay_key, delay_n = cells.delay_key[moved], cells.delay_n[moved]
+        recent, recent_delays = in_seconds(key), in_seconds(delay_key)
+        touched, first = np.unique(cells.touched[: cells.used[2]], return_index=True)
+        before = cells.touched_before[first]
+        clicked_at, converted_at = np.empty(touched.size, np.int64), np.empty(touched.size, np.int64)
         folding.clickers(self.state, touched, self.click_window_us, clicked_at, converted_at)
+        people = (before >= 0) | (clicked_at >= 0)
+        touched, before, clicked_at, converted_at = touched[people], before[people], clicked_at[people], converted_at[people]
+        messages = self.state.messages
         recipients = self.state.recipients["key"][messages["recipient"][touched]]
         return Effects(
-            cells.key[changed],
-            cells.value[changed],
-            cells.delay_key[moved],
-            cells.delay_n[moved],
+            *in_minutes(key, value),
+            *in_minutes(delay_key, delay_n),
+            key[recent],
+            value[recent],
+            delay_key[recent_delays],
+            delay_n[recent_delays],
             batch.row[result == folding.DUPLICATE],
             batch.row[result == folding.CONFLICT],
             messages["campaign"][touched],
@@ -135,6 +152,7 @@ class Shard:
             recipients,
             messages["variant"][touched],
             messages["wave"][touched],
+            before,
             clicked_at,
             converted_at,
         )

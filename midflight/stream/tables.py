@@ -13,6 +13,10 @@ from .measures import MEASURES
 
 measures_count = len(MEASURES)
 NIL = -1
+NEVER = np.iinfo(np.int64).max
+# The time in a cell's key counts minutes since 1970 below this, and seconds since 1970 from this on.
+SECONDS_FROM = np.uint64(1 << 27)
+_MASK32 = np.uint64(0xFFFFFFFF)
 
 
 # Rows, one kind per table, each row together in memory: an event needs all of its message at once, wherever that lies.
@@ -60,13 +64,15 @@ class Cells(NamedTuple):
     """Cell changes under construction: rows in order of first touch, found by a hash of their key."""
 
     slots: np.ndarray  # int32
-    key: np.ndarray  # uint64 [n, 3]: campaign | minute, variant | wave | provider | source, segment
+    key: np.ndarray  # uint64 [n, 3]: campaign | minute or second, variant | wave | provider | source, segment
     value: np.ndarray  # int64 [n, measures]
     delay_slots: np.ndarray
     delay_key: np.ndarray  # uint64 [n, 4]: as above and kind | bucket
     delay_n: np.ndarray  # int64
     touched: np.ndarray  # int32, messages whose first human click or conversion may have changed
+    touched_before: np.ndarray  # int64 us, when a person had first clicked in each; -1 = nobody had
     used: np.ndarray  # int64 [3]: cells, delays, touched
+    recent_from: np.ndarray  # int64 [1], us: what happened from here on is counted by the second
 
 
 SEEN, RECIPIENTS, MESSAGES, NODES, CONVERSIONS, TRAITS = range(6)
@@ -101,7 +107,7 @@ def reindex(state: State) -> None:
     _reindex_messages(state.message_slots, state.messages, int(state.used[MESSAGES]))
 
 
-def new_cells(capacity: int = 1024) -> Cells:
+def new_cells(recent_from_us: int = NEVER, capacity: int = 1024) -> Cells:
     return Cells(
         slots=np.full(capacity * 2, NIL, np.int32),
         key=np.zeros((capacity, 3), np.uint64),
@@ -110,20 +116,54 @@ def new_cells(capacity: int = 1024) -> Cells:
         delay_key=np.zeros((capacity, 4), np.uint64),
         delay_n=np.zeros(capacity, np.int64),
         touched=np.empty(capacity, np.int32),
+        touched_before=np.empty(capacity, np.int64),
         used=np.zeros(3, np.int64),
+        recent_from=np.array([recent_from_us], np.int64),
     )
 
 
 def grown(cells: Cells) -> Cells:
     """Return the same cells with twice the room."""
     size, n, delays, touched = cells.key.shape[0] * 2, *cells.used.tolist()
-    out = new_cells(size)
+    out = new_cells(int(cells.recent_from[0]), size)
     out.key[:n], out.value[:n] = cells.key[:n], cells.value[:n]
     out.delay_key[:delays], out.delay_n[:delays] = cells.delay_key[:delays], cells.delay_n[:delays]
-    out.touched[:touched] = cells.touched[:touched]
+    out.touched[:touched], out.touched_before[:touched] = cells.touched[:touched], cells.touched_before[:touched]
     out.used[:] = cells.used
     _reindex_cells(out.slots, out.key, n, out.delay_slots, out.delay_key, delays)
     return out
+
+
+def in_seconds(key: np.ndarray) -> np.ndarray:
+    """Return which of these keys [n, 3+] have a second as their time."""
+    return key[:, 0] & _MASK32 >= SECONDS_FROM
+
+
+def in_minutes(key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys [n, 3+] by minute, each once, and the sums of their values that are not zero."""
+    seconds = in_seconds(key)
+    if not seconds.any():
+        return key, value
+    key = key.copy()
+    campaign, second = key[seconds, 0] & ~_MASK32, key[seconds, 0] & _MASK32
+    key[seconds, 0] = campaign | second // np.uint64(60)
+    key, value = summed(key, value)
+    counts = value.reshape(value.shape[0], -1).any(axis=1)
+    return key[counts], value[counts]
+
+
+def summed(key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each key [n, any] once, in order, and the sums of their values."""
+    order = np.lexsort(key.T[::-1])
+    key = key[order]
+    first = starts(key)
+    return key[first], np.add.reduceat(value[order], first, axis=0)
+
+
+def starts(key: np.ndarray) -> np.ndarray:
+    """Return where in sorted keys a new one begins."""
+    new = key[1:] != key[:-1]
+    return np.flatnonzero(np.append(True, new if new.ndim == 1 else new.any(axis=1)))
 
 
 @njit(inline="always")
