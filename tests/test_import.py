@@ -188,6 +188,26 @@ def test_a_configured_source_reads_and_names_the_events(tmp_path: Path) -> None:
         plan(path, config, format_="postmarc")
 
 
+@pytest.mark.parametrize(("given", "meant"), [("sendgird", "sendgrid"), ("shpo", "Shop"), ("SHOP", "Shop"), ("shop2", "Shop")])
+def test_a_misspelt_source_is_refused(given: str, meant: str, tmp_path: Path) -> None:
+    """A name that is nearly a configured one would count everything once more: the command names the other and writes nothing."""
+    settings = {"data": str(tmp_path / "data"), "door": {"port": 1}}
+    settings["sources"] = {"sendgrid": {"kind": "sendgrid", "unsigned": True}, "Shop": {"kind": "sendgrid", "unsigned": True}}
+    (tmp_path / "midflight.yaml").write_text(json.dumps(settings))
+    path = write(tmp_path, HEADER + row(1))
+    environment = os.environ | {"MIDFLIGHT_CONFIG": str(tmp_path / "midflight.yaml")}
+    command = [sys.executable, "-m", "midflight", "import", str(path), "--source", given]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"No source is called `{given}`" in line and f"Did you mean `{meant}`?" in line
+    assert not (tmp_path / "data" / "log").exists()
+    # A new name, and the configured one, are taken.
+    config = config_from(settings)
+    for name in ("newsletter-2019", meant):
+        assert plan(path, config, source=name).source == name
+
+
 def test_people_become_identifications(tmp_path: Path) -> None:
     """The address is found by its column's name; rows without one are rejected; the same row again is the same event."""
     path = write(tmp_path, "Name;E-Mail Address;Postal code\nAda;ada@example.com;0150\nBob;bob(at)example.com;1\n;c@example.com;\n")

@@ -36,7 +36,7 @@ def command(
     config, clock = load_config(), Clock()
     found = plan(file, config, format_=format_, source=source, mapping=read_mapping(mapping), people=people)
     console = Console(highlight=False, soft_wrap=True)
-    # A misspelt name would count everything once more.
+    # A name that is nearly a configured one has been refused; any other may be meant.
     unknown = " (not in the settings)" if source and source not in config.sources else ""
     console.print(f"{file.name}: {found.label} as {WORDS[found.shape]}, events of source `{found.source}`{unknown}", markup=False)
     with appending(config, clock) as append:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ events_max = 1_000  # of one record
 body_bytes_max = 2 * 1024 * 1024  # of one record
 lines_max = 20_000  # a chunk is closed after so many, also where nearly all are bad
 sample_items = 20
+alike_min = 0.7  # a new name of a source that is this like a configured one is taken for a mistake
 
 Append = Callable[[list[Record]], None]
 
@@ -128,6 +130,7 @@ def recognised(path: Path, header: Header | None, sample: list[dict]) -> str:
 def reader(name: str, config: Config, source: str, mapping: dict, path: Path, columns: list[str]) -> tuple[Export, str]:
     """Return the format ready to read, and the name of the source its events come from: a configured one wherever there is one."""
     kind = REGISTRY.get(name)
+    not_misspelt(source, config)
     free = name in ("generic", "people")  # of no vendor, so no configured source is surely meant
     if not source:
         configured = [known for known, settings in config.sources.items() if settings.get("kind") == kind.source]
@@ -139,6 +142,20 @@ def reader(name: str, config: Config, source: str, mapping: dict, path: Path, co
         raise ConfigError(f"Source `{source}` is of another kind than the file", expected=kind.source, got=given, where="--source")
     reads = load(kind.source, settings if own else kind.settings(mapping, columns), name=source)
     return kind(reads, path.stat().st_mtime_ns // 1000), source
+
+
+def not_misspelt(source: str, config: Config) -> None:
+    """Raise ConfigError for a new name that is nearly a configured one: events under a misspelt name count once more."""
+    known = {name.casefold(): name for name in config.sources}
+    if not source or source in config.sources:
+        return
+    close = difflib.get_close_matches(source.casefold(), known, n=1, cutoff=alike_min)
+    if close:
+        raise ConfigError(
+            f"No source is called `{source}`",
+            where="--source",
+            todo=f"Did you mean `{known[close[0]]}`? If it is another one, add it to `sources` first",
+        )
 
 
 def identity_of(path: Path, how: str) -> str:
