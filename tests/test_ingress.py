@@ -36,6 +36,7 @@ from door_client import (
 from midflight.kit.clock import VirtualClock
 from midflight.serve.door import inflate as inflating
 from midflight.serve.door import webhooks
+from midflight.sources import Refused, Request, load
 
 MIB = 1024 * 1024
 NOW_US = 1_764_000_000_000_000
@@ -369,6 +370,27 @@ def test_26_a_wrong_signature_is_401(door: Running, name: str) -> None:
     assert (reply.status, reply.code) == (401, "unauthorized")
     assert reply.body == door.post("/in/sendgrid", GOOD).body
     assert len(door.records()) == before
+
+
+def test_26_the_advice_fits_how_the_vendor_proves_itself(door: Running) -> None:
+    """What to compare, and what a proxy can have spoilt, is another thing for signatures than for credentials."""
+    rewritten, dropped = "a proxy must not rewrite it", "a proxy must pass on `Authorization`"
+    for path, said, unsaid in (
+        ("/in/sendgrid", rewritten, dropped),
+        ("/in/postmark", dropped, rewritten),
+        ("/in/ses", "`topics`", dropped),
+    ):
+        reply = door.post(path, GOOD)
+        assert reply.status == 401
+        todo = msgspec.json.decode(reply.body)["error"]["todo"]
+        assert said in todo and unsaid not in todo, path
+    advice = webhooks.advice
+    both = advice(load("sendgrid", {"secrets": [public(OLD_KEY)], "basic_auth": ["u:p"], "headers": {"x-key": "k"}}))
+    assert rewritten in both and dropped in both and "`headers`" in both
+    with pytest.raises(Refused) as refused:
+        load("postmark", {"basic_auth": ["u:p"]}).verify(Request(headers={"authorization": "Basic dTp4"}))
+    assert "rewrites" not in refused.value.text(), "what is noted for the operator fits too"
+    assert "token" in advice(load("braze", {"bearer": ["t"]})) and "user" not in advice(load("braze", {"bearer": ["t"]}))
 
 
 def test_26_a_signature_twice_is_401(door: Running) -> None:

@@ -209,9 +209,10 @@ class Source:
             if values[index] and fits(values[index]):
                 found = index
         if found < 0:
+            signed = "; a proxy that rewrites the body breaks signatures too" if what == "signature" else ""
             raise Refused(
                 f"{self.label}: the {what} does not fit any secret of source `{self.name}`",
-                todo="Compare the secret with the vendor's; a proxy that rewrites the body breaks signatures too",
+                todo=f"Compare it with the vendor's{signed}",
             )
         return found
 

@@ -65,7 +65,7 @@ class Webhook:
             401,
             "unauthorized",
             "The request is not authentic",
-            todo="Compare the secret with the vendor's. If it is right, the body changed in transit: a proxy must not rewrite it",
+            todo=advice(source),
             headers=challenge,
         )
 
@@ -161,6 +161,22 @@ class Webhook:
             return later(error.code, error.what)._replace(said=error.text())
         error.status = 413 if error.status == 413 else 400
         return json_answer(error.status, error.as_dict(), reason=error.code)._replace(said=error.text())
+
+
+def advice(source: Source) -> str:
+    """Return what to compare where a request is refused: each way in which this source asks for proof."""
+    config, advices = source.config, []
+    if source.signs and config.secrets:
+        advices.append("Compare the secret with the vendor's. If it is right, the body changed in transit: a proxy must not rewrite it")
+    elif getattr(config, "topics", ()):
+        advices.append("Compare `topics` with the topic's ARN. If it is there, the body changed in transit: a proxy must not rewrite it")
+    if config.basic_auth:
+        advices.append("Compare user and password with those that the vendor sends; a proxy must pass on `Authorization`")
+    if config.bearer:
+        advices.append("Compare the token with the one that the vendor sends; a proxy must pass on `Authorization`")
+    if config.headers:
+        advices.append("Compare the source's `headers` with those that the vendor sends; a proxy must pass them on")
+    return ". ".join(advices) or "Compare the source's settings with the vendor's"
 
 
 class Overloaded(MidflightError):
