@@ -22,7 +22,7 @@ from midflight.decide.unusual import (
 )
 from midflight.metrics import REGISTRY, Sums
 from midflight.metrics.metric import DIRECTIONS, UNITS, curve, markdown, quantile, share, wilson, within
-from midflight.stream.measures import DELAY_EDGES_S, DELAYS, MEASURES
+from midflight.stream.measures import DELAY_EDGES_S, DELAYS, FRESHNESS_EDGES_MS, MEASURES
 
 WHOLE = {
     "queued": 1000, "sent": 990, "delivered": 950, "bounced_hard": 10, "bounced_soft": 20, "bounced_block": 20, "opened": 500,
@@ -137,6 +137,14 @@ def test_a_quantile_is_right_to_the_bucket(delays: list[float], q: float) -> Non
     points = curve(buckets)
     assert [s for _, s in points] == sorted(s for _, s in points)
     assert points[-1][1] == pytest.approx(1 - buckets[-1] / len(delays))
+
+
+def test_a_quantile_is_told_without_the_dust_of_binary_fractions() -> None:
+    """A fraction of a bucket that has no exact binary form is rounded to a thousandth."""
+    buckets = [0] * (len(FRESHNESS_EDGES_MS) + 1)
+    buckets[0], buckets[FRESHNESS_EDGES_MS.index(300)] = 10, 1
+    assert 200 + 100 * (0.99 * 11 - 10) == 289.00000000000006, "the control: this is what comes out unrounded"
+    assert str(quantile(buckets, 0.99, FRESHNESS_EDGES_MS)) == "289.0"
 
 
 def test_a_conversion_counts_within_its_time_only() -> None:

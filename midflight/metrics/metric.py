@@ -138,7 +138,10 @@ def wilson(part: int, whole: int, z: float = Z_95) -> tuple[float, float]:
 
 
 def quantile(buckets: list[int], q: float, edges: tuple[int, ...] = DELAY_EDGES_S) -> float | None:
-    """Return the q-quantile of bucketed values, spread evenly inside a bucket; the open last bucket gives its lower edge."""
+    """Return the q-quantile of bucketed values, spread evenly inside a bucket; the open last bucket gives its lower edge.
+
+    To a thousandth: buckets say nothing finer, and what binary fractions leave behind (289.00000000000006) says nothing at all.
+    """
     total = sum(buckets)
     if total <= 0:
         return None
@@ -149,7 +152,7 @@ def quantile(buckets: list[int], q: float, edges: tuple[int, ...] = DELAY_EDGES_
             if index >= len(edges):
                 return float(edges[-1])
             low = edges[index - 1] if index else 0
-            return low + (edges[index] - low) * max(0.0, wanted - seen) / n
+            return round(low + (edges[index] - low) * max(0.0, wanted - seen) / n, 3)
         seen += n
     return float(edges[-1])
 
