@@ -72,7 +72,12 @@ def main(
     if not only_page:
         take([measure for measure in MEASURES if not only or measure.name in only], quick, out)
     if not quick:
-        PAGE.write_text(page.page(json.loads(out.read_bytes())))
+        results = json.loads(out.read_bytes()) if out.exists() else {}
+        missing = [measure.name for measure in MEASURES if measure.name not in results.get("measured", {})]
+        if missing:
+            console.print(f"no page yet: still to be measured: {', '.join(missing)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1 if only_page else 0)
+        PAGE.write_text(page.page(results))
         console.print(f"wrote {PAGE.relative_to(machine.PROJECT)}")
 
 

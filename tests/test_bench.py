@@ -9,7 +9,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from bench import __main__ as command
 from bench import comparison, folding, growth, machine, page
 from bench.__main__ import PAGE, RESULTS
 from bench.feed import Feed, as_lines
@@ -50,6 +52,23 @@ def test_the_feed_reaches_everybody_once_with_each_mailing() -> None:
     messages = {(event["email"], event["sg_message_id"]) for event in events}
     assert len({email for email, _ in messages}) == 1_000
     assert len(messages) == 2_000
+
+
+def test_a_part_measured_first_is_kept_and_makes_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--only` writes its results, names what is still to be measured and is no failure; a page that is asked for and cannot be is one."""
+    part = command.Measure("door", lambda say: {"door_requests_per_s": 1.0}, lambda say: {})
+    monkeypatch.setattr(command, "MEASURES", (part, *command.MEASURES[1:]))
+    monkeypatch.setattr(command, "PAGE", tmp_path / "performance.md")
+    monkeypatch.setattr(folding, "load_code", lambda: None)
+    results = tmp_path / "results.json"
+    done = CliRunner().invoke(command.app, ["--only", "door", "--out", str(results)])
+    assert done.exit_code == 0, done.output
+    wanted = "no page yet: still to be measured: replay, end_to_end, freshness, restart, growth, peers"
+    assert wanted in done.output
+    assert json.loads(results.read_bytes())["door_requests_per_s"] == 1.0
+    asked = CliRunner().invoke(command.app, ["--page", "--out", str(results)])
+    assert asked.exit_code == 1 and wanted in asked.output
+    assert not (tmp_path / "performance.md").exists()
 
 
 def test_lines_hold_the_same_events_as_arrays() -> None:
