@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 
 import msgspec
@@ -408,6 +409,8 @@ def test_the_command_runs_tells_the_truth_and_judges(tmp_path):
         )  # fmt: skip
         assert ran.exit_code == 0, ran.output
         assert "is true" in ran.output
+        assert re.search(r"events in [\d,]+ requests, .*; answers: [\d,]+ of 200(, [\d,]+ of \w+)*; [\d,]+ retries", ran.output)
+        assert "{" not in ran.output, "a line for people, not a dict"
         door.wrong = ("delivered", 1)
         judged = sandbox_command("verify", tmp_path / "truth.json", door.url, "--verify-timeout", 0)
     assert judged.exit_code == 1

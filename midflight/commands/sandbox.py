@@ -103,11 +103,7 @@ def run(
     with progress() as bar:
         told = play(game, bar_of(bar))
     report = told.report
-    console.print(
-        f"{report['events']} events in {report['requests']} requests, {report['seconds']} s; answers {report['answers']}, "
-        f"{report['retries']} retries, {report['cuts']} cut; p50 {report['answer_p50_ms']} ms, p99 {report['answer_p99_ms']} ms",
-        highlight=False,
-    )
+    console.print(summary(report), highlight=False, soft_wrap=True)
     if truth:
         told.save(truth)
         print(f"The true numbers are in {truth}")
@@ -136,6 +132,15 @@ def chosen(vendors: str) -> tuple[str, ...]:
     known = tuple(kind for kind in kinds() if kind != SITE)
     names = tuple(name.strip() for name in vendors.split(",") if name.strip())
     return names or known
+
+
+def summary(report: dict) -> str:
+    """Return what became of a run's requests as one line."""
+    answers = ", ".join(f"{n:,} of {status}" for status, n in report["answers"].items())
+    return (
+        f"{report['events']:,} events in {report['requests']:,} requests, {report['seconds']} s; answers: {answers}; "
+        f"{report['retries']:,} retries, {report['cuts']:,} cut; p50 {report['answer_p50_ms']} ms, p99 {report['answer_p99_ms']} ms"
+    )
 
 
 def progress() -> Progress:
