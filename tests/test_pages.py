@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 from collections.abc import Iterator
@@ -596,6 +597,38 @@ def test_pages_are_small_and_fit_a_phone(console: Console) -> None:
             .filter(e => !e.name.includes('/v1/stream')).reduce((sum, e) => sum + e.decodedBodySize, 0)"""
         )
         assert 0 < size < 150_000, (path, size)
+    context.close()
+
+
+BRIGHTEST = """async ([png, from, to]) => {
+    const image = await createImageBitmap(new Blob([Uint8Array.from(atob(png), c => c.charCodeAt(0))]))
+    const canvas = new OffscreenCanvas(image.width, image.height), context = canvas.getContext('2d')
+    context.drawImage(image, 0, 0)
+    const data = context.getImageData(from < 0 ? image.width + from : from, 4, to - from, image.height - 8).data
+    let most = 0
+    for (let i = 0; i < data.length; i += 4) most = Math.max(most, data[i] + data[i + 1] + data[i + 2])
+    return most
+}"""
+
+
+def test_a_wide_table_shows_on_a_phone_that_there_is_more(console: Console) -> None:
+    """An edge beyond which the table goes on is shaded down to its last pixel, an edge where it ends is not; without any script."""
+    context = console.context(viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    page.goto(console.base + campaign_url())
+    table = page.locator(".scroll:has(.rates)").first
+    assert table.evaluate("e => e.scrollWidth > e.clientWidth + 50"), "the table is wider than the phone"
+
+    def shaded() -> tuple[bool, bool]:
+        png = base64.b64encode(table.screenshot()).decode()
+        left, right = (page.evaluate(BRIGHTEST, [png, *edge]) for edge in ((2, 4), (-4, -2)))
+        return left < 3 * 250, right < 3 * 250
+
+    assert shaded() == (False, True)
+    table.evaluate("e => e.scrollLeft = 60")
+    assert shaded() == (True, True)
+    table.evaluate("e => e.scrollLeft = e.scrollWidth")
+    assert shaded() == (True, False)
     context.close()
 
 
