@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hmac
 from datetime import UTC, datetime
-from email.utils import parseaddr
 from typing import Literal
 
 import msgspec
@@ -19,6 +18,7 @@ from .source import (
     Source,
     SourceConfig,
     as_dict,
+    bare_address,
     decode_json,
     header_bytes_max,
     iso_us,
@@ -172,10 +172,11 @@ class Generic(Source):
             return None
         # Only the table says bounce class and agent; a word that stands in no table can at most be a kind.
         kind, _, detail = target.partition(":") if target else (word.lower(), "", "")
+        recipient = text(self._get(item, "recipient"))
         event = Event(
             kind=kind if kind in KINDS else "unknown",
             occurred_at_us=self._time(self._get(item, "occurred_at")),
-            recipient=bare_address(text(self._get(item, "recipient"))),
+            recipient=bare_address(recipient) if "<" in recipient else recipient,
             value_micros=money_micros(scaled(self._get(item, "value"), self.config.value_unit)),
             currency=text(self._get(item, "currency")).upper(),
             tags=texts(self._get(item, "tags")),
@@ -247,11 +248,6 @@ def find(value: object, path: str) -> object:
         else:
             return None
     return value
-
-
-def bare_address(value: str) -> str:
-    """Return an address without display name."""
-    return (parseaddr(value[:1000])[1] or value) if "<" in value else value
 
 
 def as_object(value: object) -> dict:

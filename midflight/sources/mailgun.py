@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 from datetime import UTC, datetime
-from email.utils import parseaddr
 from hashlib import blake2b, sha256
 from urllib.parse import urlencode
 
@@ -20,6 +19,7 @@ from .source import (
     Source,
     SourceConfig,
     as_dict,
+    bare_address,
     decode_json,
     number_us,
     same,
@@ -262,7 +262,7 @@ def data_to_event(data: dict) -> Event:
         failed(event, why, code, temporary=data.get("severity") == "temporary")
     elif event.kind == "rejected":
         event.reason = event.reason or "other"
-        event.recipient = event.recipient or parseaddr(text(headers.get("to")))[1]
+        event.recipient = event.recipient or bare_address(text(headers.get("to")))
     elif event.kind in ("opened", "clicked"):
         bot = text(client.get("bot"))
         if bot:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from email.utils import parseaddr
 from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature
@@ -12,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from ..events import Event
 from ..kit.errors import ConfigError
-from .source import Refused, Request, Source, as_dict, b64_bytes, header_bytes_max, number_us, sub, text, with_headers
+from .source import Refused, Request, Source, as_dict, b64_bytes, bare_address, header_bytes_max, number_us, sub, text, with_headers
 
 # The stronger one first: where Postal sends it, it alone decides.
 SIGNATURES = (("x-postal-signature-256", hashes.SHA256), ("x-postal-signature", hashes.SHA1))
@@ -99,7 +98,7 @@ class Postal(Source):
             event_id=text(item.get("uuid")),
             kind=kind,
             occurred_at_us=number_us(item.get("timestamp")),
-            recipient=parseaddr(to)[1] or to,
+            recipient=bare_address(to),
             message_id=text(message.get("id")),
             url=text(payload.get("url")),
             user_agent=text(payload.get("user_agent")),

@@ -6,7 +6,6 @@ import base64
 import binascii
 import hmac
 from datetime import UTC, datetime
-from email.utils import parseaddr
 from hashlib import blake2b
 
 import msgspec
@@ -19,6 +18,7 @@ from .source import (
     Request,
     Source,
     as_dict,
+    bare_address,
     decode_json,
     header_bytes_max,
     iso_us,
@@ -127,7 +127,7 @@ class Resend(Source):
         explain(event, data)
         # A received mail is an event of the person who wrote it.
         addresses = texts(data.get("from")) if event.kind == "inbound" else texts(data.get("to"))
-        return fan_out(event, [parseaddr(a[:1000])[1] or a for a in addresses])
+        return fan_out(event, [bare_address(a) for a in addresses])
 
     def write(self, events: list[Event]) -> bytes:
         """Return the body that Resend would send for one event; its id travels in the header ``svix-id`` (see `sign`)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime
-from email.utils import parseaddr
 from hashlib import blake2b
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ from .source import (
     Source,
     SourceConfig,
     as_dict,
+    bare_address,
     decode_json,
     int_max,
     iso_us,
@@ -206,7 +206,7 @@ def address_of(item: dict, traits: dict, context: dict, properties: dict) -> str
     for found in (traits.get("email"), sub(context, "traits").get("email"), properties.get("email"), item.get("userId")):
         address = text(found)[:1000].strip()
         if recipient_key(address):
-            return (parseaddr(address)[1] or address) if "<" in address else address
+            return bare_address(address) if "<" in address else address
     return ""
 
 

@@ -9,7 +9,9 @@ import math
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from email.utils import parseaddr
 from hashlib import blake2b
+from operator import attrgetter
 from typing import ClassVar, NamedTuple
 
 import msgspec
@@ -288,10 +290,10 @@ class Source:
                 if found:
                     setattr(event, field, found)
                     break
-        for field in _TEXTS:
-            text = getattr(event, field)
-            if text and not text.isprintable():
-                setattr(event, field, clean(text))
+        # Nearly always all of them are clean, which one look tells.
+        if not "".join(_texts_of(event)).isprintable():
+            for field in _TEXTS:
+                setattr(event, field, clean(getattr(event, field)))
         if not event.event_id:
             event.event_id = content_id(event)
         return event
@@ -323,6 +325,7 @@ _TEXTS = (
     "event_id", "recipient", "user_id", "message_id", "campaign", "variant", "wave", "url", "user_agent", "ip", "code", "reason", "detail",
     "name", "order_id",
 )  # fmt: skip
+_texts_of = attrgetter(*_TEXTS)
 
 
 def at_path(event: Event, path: str) -> str:
@@ -330,6 +333,8 @@ def at_path(event: Event, path: str) -> str:
     kind, _, name = path.partition(".")
     if kind == "metadata":
         found = event.metadata.get(name)
+        if type(found) is str and found.isprintable():
+            return found
         return "" if found is None or isinstance(found, dict | list) else clean(found)
     if kind == "tag":
         for tag in event.tags:
@@ -446,6 +451,16 @@ def text(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     return str(value)
+
+
+def bare_address(address: str) -> str:
+    """Return an address without its display name; as it is where it is none."""
+    address = address[:1000]
+    return address if _PLAIN.fullmatch(address) else parseaddr(address)[1] or address
+
+
+# What has nothing in it that could be a display name, a comment, a group or a quotation.
+_PLAIN = re.compile(r"[\w.+=/-]+@[\w.-]+", re.ASCII)
 
 
 def texts(value: object) -> list[str]:
