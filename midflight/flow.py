@@ -46,3 +46,6 @@ def history(config: Config) -> None:
 
 # In the order in which they start: whoever sends may send at once, the rest catches up.
 PROCESSES = {"door": door, "engine": engine, "console": console, "history": history}
+
+# Who takes requests ends first; the others go on until nothing is left of what was taken.
+FIRST_TO_END = ("door", "console")

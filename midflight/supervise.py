@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable
 
 drain_s_max = 10.0
+# Of these ten seconds, so long may the first to end take, and so long from the start may the wait for the engine last.
+first_s_max = 3.0
+catch_up_s_max = 5.0
 backoff_s_max = 10.0
 steady_s = 30.0  # a process that lived this long is started again at once
 refused_status = 2  # an operator's mistake, said in the process's own line
@@ -37,6 +40,9 @@ class Child:
         self.process = subprocess.Popen([sys.executable, "-P", "-m", "midflight", self.name], start_new_session=True, env=environment)
         self.started_at = now
 
+    def lives(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def died(self, now: float) -> int | None:
         """Return the exit status if the process has just ended, and set when it may start again."""
         if self.process is None or self.process.poll() is None:
@@ -50,11 +56,24 @@ class Child:
 
 
 class Supervisor:
-    """Keeps the named processes running until told to stop."""
+    """Keeps the named processes running until told to stop.
 
-    def __init__(self, names: list[str], say: Callable[[str], None]) -> None:
+    Those in ``first`` take requests from outside and are ended before the others, which go on until ``caught_up()`` says that
+    nothing is left of what was taken.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        say: Callable[[str], None],
+        *,
+        first: tuple[str, ...] = (),
+        caught_up: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.children = [Child(name) for name in names]
         self.say = say
+        self.first = first
+        self.caught_up = caught_up
         self.stopping = False
         self.status = 0
 
@@ -87,27 +106,42 @@ class Supervisor:
         self.stopping = True
 
     def _end(self) -> int:
-        """Ask all to end, the door first so that nothing new comes in, and kill what has not after ten seconds."""
+        """End those that take requests, wait until the others have caught up, end these, and kill what has not ended in ten seconds."""
+        began = time.monotonic()
         running = [child for child in self.children if child.process is not None]
-        for child in running:
+        first = [child for child in running if child.name in self.first]
+        rest = [child for child in running if child not in first]
+        for child in first:
             child.process.terminate()
-        deadline = time.monotonic() + drain_s_max
-        late = []
-        for child in running:
-            try:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                late.append(child.name)
+        late_first = wait_for(first, began + first_s_max)
+        # Only the living get further, and not for longer than this; what is left then is in the log.
+        after = [child for child in self.children if child.name not in self.first]
+        while time.monotonic() < began + catch_up_s_max and all(child.lives() for child in after) and not self.caught_up():
+            time.sleep(0.05)
+        for child in rest:
+            child.process.terminate()
+        late = wait_for([*late_first, *rest], began + drain_s_max)
         self._kill()
         if late:
-            self.say(f"killed after {drain_s_max:.0f} s: {', '.join(late)}")
+            self.say(f"killed after {drain_s_max:.0f} s: {', '.join(child.name for child in late)}")
         return self.status or (1 if late else 0)
 
     def _kill(self) -> None:
         for child in self.children:
-            if child.process is not None and child.process.poll() is None:
+            if child.lives():
                 child.process.kill()
                 child.process.wait()
+
+
+def wait_for(children: list[Child], deadline: float) -> list[Child]:
+    """Wait until processes have ended; return those that have not by the deadline."""
+    late = []
+    for child in children:
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            late.append(child)
+    return late
 
 
 def reason(status: int) -> str:

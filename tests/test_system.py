@@ -6,7 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import msgspec
 import pytest
 from system import NAMES, Playing, System, pictured, position, unequal, wait_until, write_log
 
+from midflight import supervise
 from midflight.events import Event
 from midflight.kit.clock import Clock
 from midflight.log import Reader
@@ -23,6 +25,7 @@ from midflight.sandbox.settings import sources_from
 from midflight.sources import Request
 from midflight.store import host_local
 from midflight.store.host_local import Engine
+from midflight.supervise import Supervisor
 
 SEED = int(os.environ.get("MIDFLIGHT_SEED", "21"))
 
@@ -95,6 +98,7 @@ def test_up_drains_within_ten_seconds_and_leaves_nothing_behind(tmp_path: Path) 
         with Playing(system, lambda: going) as playing:
             try:
                 assert system.stop("up", 15) == 0, system.output("up")[-2000:]
+                assert position(system.data / "store.db") == Reader(system.data / "log").head() > 0, "nothing is left to be folded"
                 up = system.up()
                 children = [system.child(name) for name in NAMES]
                 assert all(children)
@@ -106,6 +110,50 @@ def test_up_drains_within_ten_seconds_and_leaves_nothing_behind(tmp_path: Path) 
         found = playing.differences()
         assert not found, playing.shown(found)
         assert up.poll() is None
+
+
+ENDING = """
+import signal, sys, time
+name, folder = sys.argv[1:]
+def end(*_):
+    time.sleep(0.5 if name == "door" else 0)
+    open(f"{folder}/ended", "a").write(f"{name} ")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+open(f"{folder}/{name}.ready", "w").close()
+while True:
+    time.sleep(0.05)
+"""
+
+
+def ended(folder: Path, caught_up: Callable[[], bool], first: tuple[str, ...]) -> list[str]:
+    """End real processes that note when they do; return the order, with `caught up` where that was asked and so."""
+    folder.mkdir()
+
+    def asked() -> bool:
+        found = caught_up()
+        with (folder / "ended").open("a") as file:
+            file.write("caught-up " if found else "")
+        return found
+
+    supervisor = Supervisor(["engine", "door", "history"], lambda line: None, first=first, caught_up=asked)
+    for child in supervisor.children:
+        child.process = subprocess.Popen([sys.executable, "-c", ENDING, child.name, str(folder)])
+    wait_until(lambda: len(list(folder.glob("*.ready"))) == 3, "three processes")
+    assert supervisor._end() == 0
+    return (folder / "ended").read_text().split()
+
+
+def test_the_door_ends_first_then_the_engine_has_caught_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are asked to end only after the door has ended and nothing is left to do; one that never catches up holds nothing up."""
+    looks = iter([False] * 5 + [True])
+    order = ended(tmp_path / "a", lambda: next(looks), ("door",))
+    assert order[:2] == ["door", "caught-up"] and sorted(order[2:]) == ["engine", "history"]
+    monkeypatch.setattr(supervise, "catch_up_s_max", 1.0)
+    order = ended(tmp_path / "b", lambda: False, ("door",))
+    assert order[0] == "door" and sorted(order[1:]) == ["engine", "history"]
+    # Control: with all of them asked at once, the door, which takes its time, is the last.
+    assert ended(tmp_path / "c", lambda: True, ())[-1] == "door"
 
 
 def lives(pid: int) -> bool:

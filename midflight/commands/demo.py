@@ -13,7 +13,6 @@ from pathlib import Path
 
 import typer
 
-from .. import flow
 from ..config import Config, load_config
 from ..kit.clock import Clock
 from ..kit.errors import MidflightError
@@ -25,7 +24,7 @@ from ..sandbox.verify import verify
 from ..sandbox.world import Scenario
 from ..serve.auth import Access, base_url, demo_user
 from ..stream.measures import MEASURES
-from ..supervise import Supervisor
+from .up import supervisor
 
 ready_s_max = 60.0
 
@@ -49,7 +48,7 @@ def command(
     say(f"webhooks  http://{config.door.host}:{config.door.port}/in/NAME; settings and data are in {folder}")
     show = Show(config, folder, recipients, campaigns, minutes, rounds, seed)
     threading.Thread(target=show.run, name="sandbox", daemon=True).start()
-    status = Supervisor(list(flow.PROCESSES), lambda line: say(f"midflight: {line}")).run(while_running=lambda: not show.over)
+    status = supervisor(config, lambda line: say(f"midflight: {line}")).run(while_running=lambda: not show.over)
     sys.exit(status or show.status)
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+
+import apsw
 
 from .. import flow
 from ..config import Config, load_config
 from ..kit.clock import Clock
+from ..kit.errors import MidflightError
+from ..log import Reader
 from ..serve.auth import base_url
 from ..serve.listening import CannotListen, listen
+from ..store.history import committed_position
 from ..store.host_local import load_sources
 from ..supervise import Supervisor
 from .console import first_link, say_first
@@ -25,7 +31,25 @@ def command() -> None:
     print(f"webhooks  http://{config.door.host}:{config.door.port}/in/NAME   ({len(config.sources)} sources)", flush=True)
     print(f"console   {base_url(config)}/", flush=True)
     say_first(link)
-    sys.exit(Supervisor(list(flow.PROCESSES), lambda line: print(f"midflight: {line}", file=sys.stderr, flush=True)).run())
+    sys.exit(supervisor(config, lambda line: print(f"midflight: {line}", file=sys.stderr, flush=True)).run())
+
+
+def supervisor(config: Config, say: Callable[[str], None]) -> Supervisor:
+    """Return what runs all processes and ends them so that no backlog stays: first nothing new comes in, then it is folded."""
+    return Supervisor(list(flow.PROCESSES), say, first=flow.FIRST_TO_END, caught_up=all_folded(config))
+
+
+def all_folded(config: Config) -> Callable[[], bool]:
+    """Return the question whether the engine has folded all that the log holds; where nobody can know, there is nothing to wait for."""
+    log = Reader(config.folder / "log")
+
+    def answer() -> bool:
+        try:
+            return committed_position(config.folder) >= log.head()
+        except (MidflightError, OSError, apsw.Error):
+            return True
+
+    return answer
 
 
 def wait_for_ports(config: Config, clock: Clock) -> None:
