@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from bisect import bisect_right
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import msgspec
 from msgspec.structs import force_setattr
 from xxhash import xxh3_128_digest
 
+from midflight.kit.collecting import uncollected
 from midflight.kit.errors import Damaged, MidflightError
 
 from .disk import Disk, OsDisk, read_all
@@ -152,14 +152,8 @@ class Reader:
         head = self._read_head()
         if position >= head.position:
             return []
-        # Thousands of new objects and none of them garbage: looking for some meanwhile takes a third of the time.
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with uncollected():
             return self._read(position, bytes_max, head)
-        finally:
-            if collecting:
-                gc.enable()
 
     # -- where things are
 

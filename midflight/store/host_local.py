@@ -17,6 +17,7 @@ import numpy as np
 
 from ..config import Config
 from ..kit.clock import Clock
+from ..kit.collecting import uncollected
 from ..kit.crash import crash_point
 from ..kit.errors import ConfigError, Damaged, Locked, MidflightError
 from ..log import NotKept, Reader, Record, Unreadable
@@ -168,7 +169,8 @@ class Engine:
 
     def _fold(self, records: list[Record]) -> None:
         try:
-            prepared = self.edge.prepare(records)
+            with uncollected():
+                prepared = self.edge.prepare(records)
             crash_point("before_fold")
             folded_us = max(self._log_time_us, *(shard.log_time_us for shard in self.shards))
             effects = self.apply(prepared, self.recent.wanted_from_us(self.clock.now_us(), prepared.log_time_us, folded_us))
