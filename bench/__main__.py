@@ -73,12 +73,16 @@ def main(
         take([measure for measure in MEASURES if not only or measure.name in only], quick, out)
     if not quick:
         results = json.loads(out.read_bytes()) if out.exists() else {}
-        missing = [measure.name for measure in MEASURES if measure.name not in results.get("measured", {})]
-        if missing:
+        if missing := still_to_measure(results):
             console.print(f"no page yet: still to be measured: {', '.join(missing)}", highlight=False, soft_wrap=True)
             raise typer.Exit(1 if only_page else 0)
         PAGE.write_text(page.page(results))
         console.print(f"wrote {PAGE.relative_to(machine.PROJECT)}")
+
+
+def still_to_measure(results: dict) -> list[str]:
+    """Return the parts that were never measured; until there are none, there is no page."""
+    return [measure.name for measure in MEASURES if measure.name not in results.get("measured", {})]
 
 
 def take(measures: list[Measure], quick: bool, out: Path) -> None:
