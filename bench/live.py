@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -160,12 +161,13 @@ def send(port: int, requests: list[bytes], per_s: float = 0.0) -> Sent:
         client = door.Client(port)
         by_fd[client.socket.fileno()] = client
         poll.register(client.socket, select.EPOLLIN)
-    resting, waits, sent = list(by_fd.values()), [], 0
+    # In turn: the door closes a connection that rests for long.
+    resting, waits, sent = deque(by_fd.values()), [], 0
     began_s = time.perf_counter()
     while len(waits) < len(requests):
         now_s = time.perf_counter()
         while resting and sent < len(requests) and (not per_s or sent <= (now_s - began_s) * per_s):
-            client = resting.pop()
+            client = resting.popleft()
             # With a pace, the wait counts from when the request was due, so that a late start is not forgotten.
             client.sent_s = began_s + sent / per_s if per_s else now_s
             if not client.send(requests[sent]):
