@@ -348,6 +348,7 @@ class Picture:
 
     def tables(self) -> dict[str, list]:
         keys = "campaign, minute, variant, wave, provider, source, segment"
+        hours = keys.replace("minute", "hour")
         receipts: dict[str, int] = defaultdict(int)
         for source, n in self.db.execute("SELECT source, duplicates FROM receipts"):
             receipts[source] += n
@@ -357,6 +358,8 @@ class Picture:
             "names": sorted((kind, name) for (kind, _), name in self.names.items()),
             "cells": sorted(self._cells(f"SELECT {keys}, {', '.join(MEASURES)} FROM cells")),
             "delays": sorted(self._cells(f"SELECT {keys}, n, kind, bucket FROM delays WHERE n")),
+            "hours": sorted(self._cells(f"SELECT {hours}, {', '.join(MEASURES)} FROM hours")),
+            "hour_delays": sorted(self._cells(f"SELECT {hours}, n, kind, bucket FROM hour_delays WHERE n")),
             "campaigns": sorted((self._name("campaign", row[0]), *row[1:]) for row in self.db.execute("SELECT * FROM campaigns")),
             "clickers": sorted(self._clickers()),
             "dead": sorted(self.db.execute("SELECT * FROM dead")),
