@@ -10,9 +10,9 @@ def apply() -> None:
 
     whole, note = StoreWriter.commit, StoreWriter._meta
 
-    def commit(self, prepared, effects, names, conflicts) -> None:
+    def commit(self, prepared, effects, *rest) -> None:
         self._meta = lambda values: None
-        whole(self, prepared, effects, names, conflicts)
+        whole(self, prepared, effects, *rest)
         del self._meta
         if any(effect.cell_value.size for effect in effects):
             crash_point("between")

@@ -10,11 +10,11 @@ def apply() -> None:
 
     whole = StoreWriter.commit
 
-    def commit(self, prepared, effects, names, conflicts) -> None:
+    def commit(self, prepared, effects, *rest) -> None:
         with self.db:
             self._meta({"position": prepared.next_position, "log_time_us": prepared.log_time_us})
         if any(effect.cell_value.size for effect in effects):
             crash_point("between")
-        whole(self, prepared, effects, names, conflicts)
+        whole(self, prepared, effects, *rest)
 
     StoreWriter.commit = commit
