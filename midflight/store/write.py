@@ -79,7 +79,8 @@ class StoreWriter:
             self.db.set_busy_timeout(10_000)
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")
-            self.db.execute("PRAGMA cache_size = -65536")
+            self.db.execute("PRAGMA cache_size = -262144")
+            self.db.wal_autocheckpoint(4000)
             self.db.execute(SCHEMA)
         except apsw.Error:
             self.db.close(True)

@@ -13,6 +13,7 @@ from numba import njit
 from ..events import KINDS
 from ..kit.compiled import entry, inner
 from .agents import HUMAN, MACHINE, PROXIED, burst_urls_min, burst_us, too_soon_us
+from .hashing import prefetch
 from .measures import DELAY_EDGES_S, MEASURE
 from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS, key_hash, message_slot
 
@@ -377,14 +378,25 @@ def _converted_at(state, r, m, window_us):
 
 # -- finding rows -----------------------------------------------------------------------------------------------------------
 
+# With millions of people every row lies somewhere else in memory, and waiting for it takes longer than all the work on it. So the loops ask
+# for rows of events some places ahead.
+ahead, near = 16, 8
+
+
+@njit(inline="always")
+def _event_key(id_hi, rcpt):
+    """The recipient is part of the key: a fanned-out event is one event per recipient, and all copies meet in one shard."""
+    return id_hi ^ (rcpt * np.uint64(0x9E3779B97F4A7C15))
+
 
 @entry
 def seen_before(seen, used, id_hi, id_lo, content, rcpt, day, dedup_days, result):
     """Set result[i] to FOLDED for a new event, DUPLICATE for a known one, CONFLICT for a known id with other content."""
     mask = np.uint64(seen.shape[0] - 1)
     for i in range(id_hi.size):
-        # The recipient is part of the key: a fanned-out event is one event per recipient, and all copies meet in one shard.
-        hi = id_hi[i] ^ (rcpt[i] * np.uint64(0x9E3779B97F4A7C15))
+        later = min(i + ahead, id_hi.size - 1)
+        prefetch(seen, np.int64(2 * (_event_key(id_hi[later], rcpt[later]) & mask)))
+        hi = _event_key(id_hi[i], rcpt[i])
         tail = id_lo[i] & np.uint64(0xFFFFFFFF00000000)
         if hi == 0 and tail == 0:
             tail = np.uint64(1) << np.uint64(32)
@@ -414,6 +426,8 @@ def find_recipients(recipient_slots, recipients, used, rcpt, provider, result, r
     """Set rows[i] to the recipient's row, made where it is new."""
     mask = np.uint64(recipient_slots.size - 1)
     for i in range(rcpt.size):
+        prefetch(recipient_slots, np.int64(rcpt[min(i + ahead, rcpt.size - 1)] & mask))
+        prefetch(recipients, np.int64(recipient_slots[rcpt[min(i + near, rcpt.size - 1)] & mask]))
         if result[i] != FOLDED:
             continue
         at = rcpt[i] & mask
@@ -441,6 +455,10 @@ def find_messages(state, msg, source, kind, result, rcpt_row, rows):
     messages, used = state.messages, state.used
     mask = np.uint64(state.message_slots.size - 1)
     for i in range(msg.size):
+        later = min(i + ahead, msg.size - 1)
+        prefetch(state.message_slots, np.int64(message_slot(msg[later], rcpt_row[later]) & mask))
+        later = min(i + near, msg.size - 1)
+        prefetch(messages, np.int64(state.message_slots[message_slot(msg[later], rcpt_row[later]) & mask]))
         rows[i] = NIL
         if result[i] != FOLDED or _ONCE[kind[i]] < 0 and kind[i] != K_BOUNCED and kind[i] != K_OPENED and kind[i] != K_CLICKED:
             continue
@@ -729,6 +747,12 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
     kinds, at_us, base, bounce = batch.kind, batch.at_us, batch.agent, batch.bounce
     messages = state.messages
     for i in range(start, kinds.size):
+        later = min(i + ahead, kinds.size - 1)
+        prefetch(messages, np.int64(msg_row[later]))
+        prefetch(state.recipients, np.int64(rcpt_row[later]))
+        later = min(i + near, kinds.size - 1)
+        if msg_row[later] != NIL:
+            prefetch(state.nodes, np.int64(messages[msg_row[later]].nodes))
         if result[i] != FOLDED:
             continue
         if not _has_room(cells, 16):

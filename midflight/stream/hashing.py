@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..kit.compiled import entry
@@ -40,6 +41,24 @@ def load8(typingctx, buf, at):
         return builder.load(builder.bitcast(place, word.as_pointer()), align=1, typ=word)
 
     return types.uint64(buf, types.int64), generate
+
+
+@intrinsic
+def prefetch(typingctx, rows, at):
+    """Ask the processor for row `at` of an array in advance, so that it is there when it is read. Any index is harmless."""
+
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        size = ir.Constant(arguments[1].type, context.get_abi_sizeof(array.data.type.pointee))
+        first = builder.ptrtoint(array.data, arguments[1].type)
+        place = builder.inttoptr(builder.add(first, builder.mul(arguments[1], size)), ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64), generate
 
 
 _BLOCK = ir.VectorType(ir.IntType(8), 64)
