@@ -217,8 +217,8 @@ def with_room(state: State, rows: int, traits: int, dedup_days: int, today: int)
 def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
     if used + rows <= table.size:
         return table
-    # By half: memory stays close to what is used. A new array and not the old one made longer: NumPy asks for large pages only for new ones,
-    # and through gigabytes of small ones every access takes longer.
+    # By half: memory stays close to what is used. A new array and not the old one made longer: NumPy asks for large pages only for new
+    # ones, and through gigabytes of small ones every access takes longer.
     grown = np.zeros(max(used + rows, table.size + table.size // 2), table.dtype)
     grown[:used] = table[:used]
     return grown
