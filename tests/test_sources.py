@@ -27,7 +27,6 @@ from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import ConfigError, MidflightError
 from midflight.sources import REGISTRY, load
 from midflight.sources._certificates import Certificates, NotNow, failure_s, failures_max, kept_max, waiting_max
-from midflight.sources.mailgun import hexdigest
 from midflight.sources.ses import fetch_certificate
 from midflight.sources.source import Malformed, Refused, Request, Response, Source, with_headers
 
@@ -505,38 +504,6 @@ def test_what_a_vendor_cannot_say_is_not_written(vendor: str) -> None:
     """An event that the vendor has no word for is an error, not another event."""
     with pytest.raises(MidflightError):
         make(vendor).write([Event(kind="converted")])
-
-
-# -- Mailgun's time -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("form", [False, True], ids=["JSON", "form"])
-def test_mailgun_is_refused_long_after_it_signed(form: bool) -> None:
-    """Within the tolerance, which covers Mailgun's eight hours of retries, a request is accepted; older or from the future it is not."""
-    day_s = 24 * 3600
-    source = make("mailgun")
-    signed = source.sign(request_of(example_of("mailgun", -1 if form else 0)))
-    signed_at_us = 1_764_000_000_000_000 if form else NOW_US
-    at = lambda seconds: msgspec.structs.replace(signed, received_at_us=signed_at_us + seconds * 1_000_000)  # noqa: E731
-    for seconds in (0, 9 * 3600, day_s, -day_s):
-        assert source.verify(at(seconds)) == 0
-    for seconds in (day_s + 1, -day_s - 1, 400 * day_s):
-        with pytest.raises(Refused, match="clock skew"):
-            source.verify(at(seconds))
-    patient = load("mailgun", {"secrets": source.config.secrets, "tolerance_s": 500 * day_s})
-    assert patient.verify(at(400 * day_s)) == 0, "the control: the age alone was refused"
-
-
-def test_mailguns_time_has_to_be_one() -> None:
-    """A signed text that is no number of seconds is refused, not a failure; nor is a tolerance that would refuse everything accepted."""
-    source = make("mailgun")
-    for timestamp in ("soon", "1764000030.5", "9" * 30, "\u0661"):
-        given = hexdigest(source.active(Request())[0], timestamp, "token")
-        body = {"signature": {"timestamp": timestamp, "token": "token", "signature": given}, "event-data": {}}
-        with pytest.raises(Refused, match="no number of seconds"):
-            source.verify(Request(body=msgspec.json.encode(body), received_at_us=NOW_US))
-    with pytest.raises(ConfigError):
-        load("mailgun", {"secrets": ["s"], "tolerance_s": 0})
 
 
 # -- Amazon ---------------------------------------------------------------------------------------------------------------
