@@ -382,7 +382,7 @@ def test_a_machine_path_is_caught() -> None:
     """A home folder in a line is found, a URL's path and a relative one are not."""
     for folder in ("home", "root", "work"):
         assert machine_paths("a.md", f"see /{folder}/ada/notes")
-    assert not machine_paths("a.md", "https://example.com/home/page and src/work/file and /in/NAME")
+    assert not machine_paths("a.md", "https://example.com/home/page and docs/root/file and /in/NAME")
 
 
 def registries() -> dict[str, Registry]:

@@ -189,23 +189,7 @@ class _Assembly:
     def _scanned(self) -> dict[str, np.ndarray]:
         rows, used = self.flat.rows, self.flat.used
         number = self.flat.number
-        same = (
-            "item",
-            "id_hi",
-            "id_lo",
-            "rcpt",
-            "provider",
-            "msg",
-            "kind",
-            "url",
-            "user_agent",
-            "scanner",
-            "bounce",
-            "campaign",
-            "variant",
-            "wave",
-        )
-        columns = {name: getattr(rows, name)[:used] for name in same}
+        columns = {name: getattr(rows, name)[:used] for name in AS_SCANNED}
         columns |= dict(
             record=number,
             received=self.received[number],

@@ -335,8 +335,9 @@ def _nested(buf, at, end, work):
 
 
 @inner
-def _object(buf, at, end, keys, place, types, work):
+def _object(buf, at, end, keys, work):
     """Note where the values of one object's known keys stand; return the position after it, or -1."""
+    place, types = work.place, work.types
     types[:] = ABSENT
     if at >= end or buf[at] != 123:
         return -1
@@ -465,8 +466,9 @@ def _seconds(buf, start, end):
 
 
 @inner
-def _row(buf, keys, place, types, lower, out, row):
+def _row(buf, keys, work, out, row):
     """Fill one row from an object's values; return whether all was ordinary."""
+    place, types, lower = work.place, work.types, work.lower
     if types[EVENT_ID] != TEXT or types[RECIPIENT] != TEXT or types[AT_S] != NUMBER or types[KIND] != TEXT or types[MESSAGE_ID] != TEXT:
         return False
     for role in (URL, USER_AGENT, IP, BOUNCE, CAMPAIGN, CAMPAIGN2, CAMPAIGN3, VARIANT, VARIANT2):
@@ -598,8 +600,8 @@ def _scan(buf, starts, ends, keys, out, rows_before, counts, work):
                 if row == out.kind.size:
                     counts[i] = -2
                     return first
-                at = _object(buf, at, end, keys, work.place, work.types, work)
-                fine = at >= 0 and _row(buf, keys, work.place, work.types, work.lower, out, row)
+                at = _object(buf, at, end, keys, work)
+                fine = at >= 0 and _row(buf, keys, work, out, row)
                 if fine:
                     out.record[row] = i
                     out.item[row] = row - first
