@@ -38,7 +38,7 @@ from .write import DAMAGE, StoreWriter, is_damage, set_aside
 
 logger = logging.getLogger("midflight.engine")
 
-batch_bytes_max = 8 << 20
+batch_bytes_max = 16 << 20
 commit_every_s = 0.1
 snapshot_every_s = 300.0
 snapshot_records_min = 1_000

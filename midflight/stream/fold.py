@@ -380,7 +380,7 @@ def _converted_at(state, r, m, window_us):
 
 # With millions of people every row lies somewhere else in memory, and waiting for it takes longer than all the work on it. So the loops ask
 # for rows of events some places ahead.
-ahead, near = 16, 8
+ahead, near, nearer = 16, 8, 4
 
 
 @njit(inline="always")
@@ -753,6 +753,9 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
         later = min(i + near, kinds.size - 1)
         if msg_row[later] != NIL:
             prefetch(state.nodes, np.int64(messages[msg_row[later]].nodes))
+        later = min(i + nearer, kinds.size - 1)
+        if msg_row[later] != NIL and messages[msg_row[later]].nodes != NIL:
+            prefetch(state.nodes, np.int64(state.nodes[messages[msg_row[later]].nodes].next))
         if result[i] != FOLDED:
             continue
         if not _has_room(cells, 16):

@@ -117,10 +117,12 @@ class Shard:
     # -- for tests and the console -------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows of each table are in use, and the bytes of all arrays."""
+        """Return how many rows of each table are in use, and the bytes of these and of the hash tables."""
+        state = self.state
         names = ("seen", "recipients", "messages", "nodes", "conversions", "traits")
-        out = {name: int(n) for name, n in zip(names, self.state.used, strict=True)}
-        out["bytes"] = sum(array.nbytes for array in self.state)
+        out = {name: int(n) for name, n in zip(names, state.used, strict=True)}
+        out["bytes"] = sum(table.nbytes for table in (state.seen, state.recipient_slots, state.message_slots))
+        out["bytes"] += sum(used * table.itemsize for table, used in self._tables())
         return out
 
     def _effects(self, batch: Batch, result: np.ndarray, cells: Cells) -> Effects:

@@ -8,11 +8,14 @@ import numpy as np
 from numba import njit
 
 from ..kit.compiled import entry
+from ..kit.errors import MidflightError
+from ..kit.reserved import reserved
 from .hashing import mix
 from .measures import MEASURES
 
 measures_count = len(MEASURES)
 NIL = -1
+rows_max = np.iinfo(np.int32).max  # rows refer to each other by int32
 NEVER = np.iinfo(np.int64).max
 # The time in a cell's key counts minutes since 1970 below this, and seconds since 1970 from this on.
 SECONDS_FROM = np.uint64(1 << 27)
@@ -93,11 +96,11 @@ def new_state() -> State:
 
 def sized(seen: np.ndarray, used: np.ndarray) -> State:
     """Return a state whose tables have room for the rows that `used` counts, and count them as used."""
-    rows = [max(int(n), 256) for n in used[1:]]
     recipients, messages, nodes, conversions, traits = (
-        np.zeros(n, dtype) for n, dtype in zip(rows, (RECIPIENT, MESSAGE, NODE, CONVERSION, TRAIT), strict=True)
+        reserved(rows_max, max(int(rows), 256), dtype)
+        for rows, dtype in zip(used[1:], (RECIPIENT, MESSAGE, NODE, CONVERSION, TRAIT), strict=True)
     )
-    slots = empty_slots(rows[0]), empty_slots(rows[1])
+    slots = empty_slots(int(used[RECIPIENTS])), empty_slots(int(used[MESSAGES]))
     return State(seen, slots[0], recipients, slots[1], messages, nodes, conversions, traits, used)
 
 
@@ -205,21 +208,24 @@ def with_room(state: State, rows: int, traits: int, dedup_days: int, today: int)
         conversions=_with_room(state.conversions, used[CONVERSIONS], rows),
         traits=_with_room(state.traits, used[TRAITS], traits),
     )
-    if slots_for(state.recipients.size) != state.recipient_slots.size:
-        state = state._replace(recipient_slots=empty_slots(state.recipients.size))
+    if (used[RECIPIENTS] + rows) * 3 > state.recipient_slots.size * 2:
+        state = state._replace(recipient_slots=empty_slots(int(used[RECIPIENTS]) + rows))
         _reindex_recipients(state.recipient_slots, state.recipients, int(used[RECIPIENTS]))
-    if slots_for(state.messages.size) != state.message_slots.size:
-        state = state._replace(message_slots=empty_slots(state.messages.size))
+    if (used[MESSAGES] + rows) * 3 > state.message_slots.size * 2:
+        state = state._replace(message_slots=empty_slots(int(used[MESSAGES]) + rows))
         _reindex_messages(state.message_slots, state.messages, int(used[MESSAGES]))
     return state
 
 
 def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
+    """Return a table for that many more rows: the same one, except where the system gave no address space to grow in."""
     if used + rows <= table.size:
         return table
-    # By half: memory stays close to what is used. A new array and not the old one made longer: NumPy asks for large pages only for new
-    # ones, and through gigabytes of small ones every access takes longer.
-    grown = np.zeros(max(used + rows, table.size + table.size // 2), table.dtype)
+    if used + rows > rows_max:
+        raise MidflightError(
+            "A shard is full", expected=f"at most {rows_max:,} rows in a table", got=f"{used + rows:,}", todo="Raise `shards` in the settings"
+        )
+    grown = np.zeros(min(rows_max, max(used + rows, table.size + table.size // 2)), table.dtype)
     grown[:used] = table[:used]
     return grown
 
