@@ -1,0 +1,62 @@
+"""Tables of a shard grow where they are, or by copying where the system gives no address space; both hold the same."""
+
+from __future__ import annotations
+
+import mmap
+import random
+
+import msgspec
+import numpy as np
+import pytest
+
+from midflight.events import Event
+from midflight.kit.errors import MidflightError
+from midflight.kit.reserved import reserved
+from midflight.stream import tables
+from midflight.stream.tables import NODE
+from tests.test_fold_model import START_US, Local, history
+
+
+def crowd(people: int) -> list[Event]:
+    """Return what many people do: enough for every table to grow several times."""
+    made = [Event(source="s", event_id=str(n), kind="opened", occurred_at_us=START_US + n, message_id=f"m{n}", campaign="c") for n in range(people)]
+    return [msgspec.structs.replace(event, recipient=f"r{n}@x.example") for n, event in enumerate(made)]
+
+
+def folded(events: list[Event]) -> Local:
+    local = Local(1)
+    for first in range(0, len(events), 100):
+        local.apply(events[first : first + 100], START_US + 90_000_000_000)
+    return local
+
+
+def test_rows_in_address_space_are_zero_and_cost_no_memory():
+    with open("/proc/self/statm") as before:
+        pages = int(before.read().split()[1])
+    table = reserved(2**31 - 1, 256, NODE)
+    table[1_000]["at"], table[2_000_000_000]["at"] = 5, 7
+    assert (table.size, table[1_000]["at"], table[2_000_000_000]["at"], table[999]["at"]) == (2**31 - 1, 5, 7, 0)
+    with open("/proc/self/statm") as after:
+        assert (int(after.read().split()[1]) - pages) * mmap.PAGESIZE < 64 << 20
+
+
+def test_where_the_system_gives_no_space_there_are_a_few_rows():
+    table = reserved(2**56, 256, NODE)
+    assert table.size == 256 and not table["at"].any()
+
+
+def test_tables_that_grow_by_copying_hold_the_same(monkeypatch):
+    events = crowd(3_000) + [event for seed in range(20) for event in history(random.Random(seed))]
+    expected = folded(events)
+    monkeypatch.setattr(tables, "reserved", lambda most, least, dtype: np.zeros(least, dtype))
+    local = folded(events)
+    assert local.shards[0].state.recipients.size < 10_000
+    assert local.named_cells() == expected.named_cells()
+    assert local.shards[0].snapshot() == expected.shards[0].snapshot()
+
+
+def test_a_full_shard_says_so(monkeypatch):
+    monkeypatch.setattr(tables, "reserved", lambda most, least, dtype: np.zeros(least, dtype))
+    monkeypatch.setattr(tables, "rows_max", 1_000)
+    with pytest.raises(MidflightError, match="shard is full"):
+        folded(crowd(3_000))
