@@ -56,7 +56,7 @@ class Point(NamedTuple):
 def fold_ahead(recipients: int, folder: Path, sends: int = 2) -> list[Point]:
     """Fold a feed to its end, part by part, and return what each took."""
     feed = Feed(recipients, sends=sends)
-    part = min(ahead_bytes, recipients * sends * 1400 // 8)
+    part = min(ahead_bytes, recipients * sends * 1400 // 16)
     clock = VirtualClock()
     points: list[Point] = []
     rss_before = machine.rss_bytes()

@@ -19,7 +19,10 @@ from tests.test_fold_model import START_US, Local, history
 
 def crowd(people: int) -> list[Event]:
     """Return what many people do: enough for every table to grow several times."""
-    made = [Event(source="s", event_id=str(n), kind="opened", occurred_at_us=START_US + n, message_id=f"m{n}", campaign="c") for n in range(people)]
+    made = [
+        Event(source="s", event_id=str(n), kind="opened", occurred_at_us=START_US + n, message_id=f"m{n}", campaign="c")
+        for n in range(people)
+    ]
     return [msgspec.structs.replace(event, recipient=f"r{n}@x.example") for n, event in enumerate(made)]
 
 

@@ -15,7 +15,7 @@ from ..kit.compiled import entry, inner
 from .agents import HUMAN, MACHINE, PROXIED, burst_urls_min, burst_us, too_soon_us
 from .hashing import prefetch
 from .measures import DELAY_EDGES_S, MEASURE
-from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS, key_hash, message_slot
+from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS, ahead, key_hash, message_slot, near, nearer, seen_slot
 
 SURE = 4  # bit of a node's base: timing cannot overrule
 OPEN, CLICK = 100, 101
@@ -158,13 +158,10 @@ def _at(cells, campaign, at_us):
 
 
 @inner
-def _judge(nodes, first):
+def _judge(nodes, first, delivered):
     """Set the verdict of a message's opens and clicks from all that is known of the message."""
-    delivered = np.int64(-1)
     node = first
     while node != NIL:
-        if nodes[node].what == M_DELIVERED:
-            delivered = nodes[node].at
         if nodes[node].what >= OPEN:
             nodes[node].agent = nodes[node].base & 3
         node = nodes[node].next
@@ -213,21 +210,6 @@ def _mark_burst(nodes, last):
         node = nodes[node].next
 
 
-@njit(inline="always")
-def _delay_base(nodes, first):
-    """Return when the message was delivered, else sent, else -1."""
-    sent = np.int64(-1)
-    delivered = np.int64(-1)
-    node = first
-    while node != NIL:
-        if nodes[node].what == M_DELIVERED:
-            delivered = nodes[node].at
-        elif nodes[node].what == M_SENT:
-            sent = nodes[node].at
-        node = nodes[node].next
-    return delivered if delivered >= 0 else sent
-
-
 @inner
 def _first_human_click(nodes, first):
     """Return when a person first clicked in the message, or -1."""
@@ -274,7 +256,12 @@ def _contribute(cells, state, m, sign):
         else:
             cells.value[row, what] += sign
         node = nodes[node].next
-    base = _delay_base(nodes, first)
+    sent, delivered = messages[m].sent, messages[m].delivered
+    if sent >= 0:
+        cells.value[_cell(cells, _at(cells, campaign, sent), k1, k2), M_SENT] += sign
+    if delivered >= 0:
+        cells.value[_cell(cells, _at(cells, campaign, delivered), k1, k2), M_DELIVERED] += sign
+    base = delivered if delivered >= 0 else sent
     if opened >= 0:
         cells.value[_cell(cells, _at(cells, campaign, opened), k1, k2), M_OPENED] += sign
     if opened_human >= 0:
@@ -378,10 +365,6 @@ def _converted_at(state, r, m, window_us):
 
 # -- finding rows -----------------------------------------------------------------------------------------------------------
 
-# With millions of people every row lies somewhere else in memory, and waiting for it takes longer than all the work on it. So the loops ask
-# for rows of events some places ahead.
-ahead, near, nearer = 16, 8, 4
-
 
 @njit(inline="always")
 def _event_key(id_hi, rcpt):
@@ -392,17 +375,17 @@ def _event_key(id_hi, rcpt):
 @entry
 def seen_before(seen, used, id_hi, id_lo, content, rcpt, day, dedup_days, result):
     """Set result[i] to FOLDED for a new event, DUPLICATE for a known one, CONFLICT for a known id with other content."""
-    mask = np.uint64(seen.shape[0] - 1)
+    size = np.uint64(seen.shape[0])
     for i in range(id_hi.size):
         later = min(i + ahead, id_hi.size - 1)
-        prefetch(seen, np.int64(2 * (_event_key(id_hi[later], rcpt[later]) & mask)))
+        prefetch(seen, np.int64(2 * seen_slot(_event_key(id_hi[later], rcpt[later]), size)))
         hi = _event_key(id_hi[i], rcpt[i])
         tail = id_lo[i] & np.uint64(0xFFFFFFFF00000000)
         if hi == 0 and tail == 0:
             tail = np.uint64(1) << np.uint64(32)
         body = (content[i] & np.uint64(0xFFFF)) << np.uint64(16)
         today = np.int64(day[i])
-        at = hi & mask
+        at = seen_slot(hi, size)
         result[i] = FOLDED
         while True:
             if seen[at, 0] == 0 and seen[at, 1] == 0:
@@ -418,7 +401,7 @@ def seen_before(seen, used, id_hi, id_lo, content, rcpt, day, dedup_days, result
                 else:
                     result[i] = CONFLICT
                 break
-            at = (at + np.uint64(1)) & mask
+            at = at + np.uint64(1) if at + np.uint64(1) < size else np.uint64(0)
 
 
 @entry
@@ -472,6 +455,7 @@ def find_messages(state, msg, source, kind, result, rcpt_row, rows):
                 state.message_slots[at] = m
                 messages[m].key = msg[i]
                 messages[m].recipient = r
+                messages[m].sent = messages[m].delivered = -1
                 messages[m].next = NIL
                 if state.recipients[r].key != 0:
                     # Key 0 is nobody in particular: such messages have nothing in common and are not chained.
@@ -512,15 +496,25 @@ def _insert_node(state, m, at, what, base, url):
 @inner
 def _set_once(state, m, at, what):
     """Note that something which counts once happened at `at`; keep the earliest. Return whether the state changed."""
-    nodes = state.nodes
+    nodes, messages = state.nodes, state.messages
+    if what == M_SENT:
+        if 0 <= messages[m].sent <= at:
+            return False
+        messages[m].sent = at
+        return True
+    if what == M_DELIVERED:
+        if 0 <= messages[m].delivered <= at:
+            return False
+        messages[m].delivered = at
+        return True
     before = NIL
-    node = state.messages[m].nodes
+    node = messages[m].nodes
     while node != NIL:
         if nodes[node].what == what:
             if at >= nodes[node].at:
                 return False
             if before == NIL:
-                state.messages[m].nodes = nodes[node].next
+                messages[m].nodes = nodes[node].next
             else:
                 nodes[before].next = nodes[node].next
             break
@@ -532,7 +526,7 @@ def _set_once(state, m, at, what):
 @inner
 def _weight_of_message(state, m):
     """Return how many cells the message's contribution can touch at most."""
-    count = 4
+    count = 6
     node = state.messages[m].nodes
     while node != NIL:
         count += 1
@@ -634,20 +628,16 @@ def _short_way(cells, state, m, at, what, base, url):
     """Add one event that changes nothing but its own contribution, and return True; or return False untouched."""
     messages, nodes = state.messages, state.nodes
     r = messages[m].recipient
+    sent, delivered = messages[m].sent, messages[m].delivered
+    known = sent if what == M_SENT else delivered if what == M_DELIVERED else np.int64(-1)
     opened = np.int64(-1)
     opened_human = np.int64(-1)
-    delivered = np.int64(-1)
-    sent = np.int64(-1)
     actions = 0
     near = False
     node = messages[m].nodes
     while node != NIL:
         other = nodes[node].what
-        if other == M_DELIVERED:
-            delivered = nodes[node].at
-        elif other == M_SENT:
-            sent = nodes[node].at
-        elif other >= OPEN:
+        if other >= OPEN:
             actions += 1
             if other == what:
                 opened = nodes[node].at
@@ -655,10 +645,12 @@ def _short_way(cells, state, m, at, what, base, url):
                     opened_human = nodes[node].at
                 if what == CLICK and abs(nodes[node].at - at) <= burst_us:
                     near = True
-        if what < OPEN and other == what:
-            # A repetition of what counts once matters only if it is earlier.
-            return at >= nodes[node].at
+        elif other == what:
+            known = nodes[node].at
         node = nodes[node].next
+    if known >= 0:
+        # A repetition of what counts once matters only if it is earlier.
+        return at >= known
     agent = base & 3
     if what < OPEN:
         if actions > 0 and (what == M_DELIVERED or what == M_SENT):
@@ -676,7 +668,7 @@ def _short_way(cells, state, m, at, what, base, url):
     k0 = _at(cells, messages[m].campaign, at)
     value = cells.value[_cell(cells, k0, k1, k2)]
     if what < OPEN:
-        _insert_node(state, m, at, what, base, url)
+        _set_once(state, m, at, what)
         value[what] += 1
         return True
     is_open = what == OPEN
@@ -791,14 +783,15 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
             or (messages[m].variant == 0 and batch.variant[i] != 0)
             or (messages[m].wave == 0 and batch.wave[i] != 0)
         )
-        if news and messages[m].nodes == NIL:
+        if news and messages[m].nodes == NIL and messages[m].sent < 0 and messages[m].delivered < 0:
             _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
             news = False
         buyer = state.recipients[r].conversions != NIL
+        if what != CLICK and not news and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
+            continue
         before = _first_human_click(state.nodes, messages[m].nodes)
-        if not news and not (buyer and what == CLICK) and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
-            if what == CLICK:
-                _touch(cells, m, before)
+        if what == CLICK and not news and not buyer and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
+            _touch(cells, m, before)
             continue
         if not _has_room(cells, 2 * (_weight(state, r) if buyer else _weight_of_message(state, m)) + 16):
             return i
@@ -810,7 +803,7 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
             _insert_node(state, m, at, what, base[i], batch.url[i])
         else:
             _set_once(state, m, at, what)
-        _judge(state.nodes, messages[m].nodes)
+        _judge(state.nodes, messages[m].nodes, messages[m].delivered)
         _contribute(cells, state, m, 1)
         _touch(cells, m, before)
         if buyer:

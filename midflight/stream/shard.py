@@ -9,9 +9,24 @@ import numpy as np
 
 from . import fold as folding
 from .batch import Batch
-from .tables import NEVER, NIL, RECIPIENTS, Cells, State, grown, in_minutes, in_seconds, new_cells, new_state, reindex, sized, with_room
+from .tables import (
+    NEVER,
+    NIL,
+    RECIPIENTS,
+    Cells,
+    State,
+    empty_seen,
+    grown,
+    in_minutes,
+    in_seconds,
+    new_cells,
+    new_state,
+    reindex,
+    sized,
+    with_room,
+)
 
-VERSION = 2
+VERSION = 3
 
 
 class Effects(NamedTuple):
@@ -101,7 +116,7 @@ class Shard:
         if header.size != 9 or header[0] != VERSION:
             raise ValueError(f"snapshot version {header[:1]}, expected {VERSION}")
         self.log_time_us = int(header[1])
-        self.state = sized(np.empty((int(header[2]), 2), np.uint64), header[3:9].copy())
+        self.state = sized(empty_seen(int(header[2])), header[3:9].copy())
         source.readinto(memoryview(self.state.seen).cast("B"))
         for table, used in self._tables():
             if used and source.readinto(memoryview(table[:used].view(np.uint8))) != used * table.itemsize:

@@ -9,8 +9,8 @@ from numba import njit
 
 from ..kit.compiled import entry
 from ..kit.errors import MidflightError
-from ..kit.reserved import reserved
-from .hashing import mix
+from ..kit.reserved import give_back, reserved
+from .hashing import mix, prefetch
 from .measures import MEASURES
 
 measures_count = len(MEASURES)
@@ -21,6 +21,11 @@ NEVER = np.iinfo(np.int64).max
 SECONDS_FROM = np.uint64(1 << 27)
 _MASK32 = np.uint64(0xFFFFFFFF)
 
+# With millions of people every row lies somewhere else in memory, and waiting for it takes longer than all the work on it. So loops ask
+# for rows of some places ahead.
+ahead, near, nearer = 16, 8, 4
+seen_step = 1 << 20
+
 
 # Rows, one kind per table, each row together in memory: an event needs all of its message at once, wherever that lies.
 
@@ -28,10 +33,13 @@ _MASK32 = np.uint64(0xFFFFFFFF)
 RECIPIENT = np.dtype(
     [("key", "u8"), ("segment", "u8"), ("messages", "i4"), ("conversions", "i4"), ("traits", "i4"), ("provider", "u2")], align=True
 )
-# An email to one recipient: `key` of source and message id, `next` the recipient's next message, `nodes` the latest node.
+# An email to one recipient: `key` of source and message id, when it was `sent` and `delivered` (-1 = not known), `next` the recipient's
+# next message, `nodes` the latest node. What happens to nearly every message lies in its row: a node would be one more place in memory.
 MESSAGE = np.dtype(
     [
         ("key", "u8"),
+        ("sent", "i8"),
+        ("delivered", "i8"),
         ("recipient", "i4"),
         ("next", "i4"),
         ("nodes", "i4"),
@@ -42,8 +50,8 @@ MESSAGE = np.dtype(
     ],
     align=True,
 )
-# What happened to a message, latest first. `what` is a measure, or OPEN or CLICK; `base` the agent by flag, user agent or network, with
-# SURE where timing cannot overrule; `agent` the verdict.
+# What else happened to a message, latest first. `what` is a measure, or OPEN or CLICK; `base` the agent by flag, user agent or network,
+# with SURE where timing cannot overrule; `agent` the verdict.
 NODE = np.dtype([("at", "i8"), ("next", "i4"), ("url", "u4"), ("what", "u1"), ("base", "u1"), ("agent", "u1")], align=True)
 # Conversions of a recipient, latest first. `order` is 0 without an order id.
 CONVERSION = np.dtype([("at", "i8"), ("id", "u8"), ("order", "u8"), ("value", "i8"), ("next", "i4"), ("source", "u2")], align=True)
@@ -52,7 +60,9 @@ TRAIT = np.dtype([("at", "i8"), ("next", "i4"), ("attribute", "u1"), ("value", "
 
 
 class State(NamedTuple):
-    seen: np.ndarray  # uint64 [power of two, 2]: 64 bits of the event key; 32 more bits, 16 of content, 16 of day; 0, 0 is free
+    # uint64 [n, 2]: 64 bits of the event key; 32 more bits, 16 of content, 16 of day; 0, 0 is free. Entries lie in the order of keys, so
+    # that a larger table is filled from one end to the other.
+    seen: np.ndarray
     recipient_slots: np.ndarray  # int32 [power of two]: row of a key, or NIL
     recipients: np.ndarray
     message_slots: np.ndarray
@@ -87,11 +97,18 @@ def slots_for(rows: int) -> int:
 
 
 def empty_slots(rows: int) -> np.ndarray:
-    return np.full(slots_for(rows), NIL, np.int32)
+    size = slots_for(rows)
+    slots = reserved(size, size, np.dtype("i4"))
+    slots.fill(NIL)
+    return slots
+
+
+def empty_seen(size: int) -> np.ndarray:
+    return reserved(2 * size, 2 * size, np.dtype("u8")).reshape(size, 2)
 
 
 def new_state() -> State:
-    return sized(np.zeros((1024, 2), np.uint64), np.zeros(6, np.int64))
+    return sized(empty_seen(1024), np.zeros(6, np.int64))
 
 
 def sized(seen: np.ndarray, used: np.ndarray) -> State:
@@ -198,7 +215,7 @@ def with_room(state: State, rows: int, traits: int, dedup_days: int, today: int)
     """Return a state in which a batch of that many rows fits whatever it holds."""
     used = state.used
     seen = state.seen
-    if (used[SEEN] + rows) * 3 > seen.shape[0] * 2:
+    if (used[SEEN] + rows) * 10 > seen.shape[0] * 7:
         seen = _regrow_seen(seen, used, rows, dedup_days, today)
     state = state._replace(
         seen=seen,
@@ -223,7 +240,10 @@ def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
         return table
     if used + rows > rows_max:
         raise MidflightError(
-            "A shard is full", expected=f"at most {rows_max:,} rows in a table", got=f"{used + rows:,}", todo="Raise `shards` in the settings"
+            "A shard is full",
+            expected=f"at most {rows_max:,} rows in a table",
+            got=f"{used + rows:,}",
+            todo="Raise `shards` in the settings",
         )
     grown = np.zeros(min(rows_max, max(used + rows, table.size + table.size // 2)), table.dtype)
     grown[:used] = table[:used]
@@ -231,15 +251,21 @@ def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
 
 
 def _regrow_seen(seen: np.ndarray, used: np.ndarray, rows: int, dedup_days: int, today: int) -> np.ndarray:
-    """Forget what is older than the window, and double only if that does not make room."""
+    """Return a table with room for these rows and half as many more: what is older than the window is forgotten."""
     keep = int(_count_kept(seen, dedup_days, today))
-    size = seen.shape[0]
-    while (keep + rows) * 3 > size * 2 or keep * 2 > size:
-        size *= 2
-    grown = np.zeros((size, 2), np.uint64)
-    _move_seen(seen, grown, dedup_days, today)
+    grown = empty_seen((keep + rows) * 9 // 4)
+    for first in range(0, seen.shape[0], seen_step):
+        _move_seen(seen[first : first + seen_step], grown, dedup_days, today)
+        # So that the two of them take hardly more memory than the larger one.
+        give_back(seen, first + seen_step)
     used[SEEN] = keep
     return grown
+
+
+@njit(inline="always")
+def seen_slot(key, size):
+    """Return where in a table of this size, below 2^32, a key's place is: the higher the key, the higher."""
+    return (key >> np.uint64(32)) * np.uint64(size) >> np.uint64(32)
 
 
 @entry
@@ -254,13 +280,13 @@ def _count_kept(seen, dedup_days, today):
 
 @entry
 def _move_seen(seen, grown, dedup_days, today):
-    mask = np.uint64(grown.shape[0] - 1)
+    size = grown.shape[0]
     for i in range(seen.shape[0]):
         if seen[i, 0] != 0 or seen[i, 1] != 0:
             if today - np.int64(seen[i, 1] & np.uint64(0xFFFF)) <= dedup_days:
-                at = seen[i, 0] & mask
+                at = seen_slot(seen[i, 0], size)
                 while grown[at, 0] != 0 or grown[at, 1] != 0:
-                    at = (at + np.uint64(1)) & mask
+                    at = at + np.uint64(1) if at + np.uint64(1) < size else np.uint64(0)
                 grown[at, 0] = seen[i, 0]
                 grown[at, 1] = seen[i, 1]
 
@@ -269,6 +295,7 @@ def _move_seen(seen, grown, dedup_days, today):
 def _reindex_recipients(slots, recipients, used):
     mask = np.uint64(slots.size - 1)
     for row in range(used):
+        prefetch(slots, np.int64(recipients[min(row + ahead, used - 1)].key & mask))
         at = recipients[row].key & mask
         while slots[at] != NIL:
             at = (at + np.uint64(1)) & mask
@@ -284,6 +311,8 @@ def message_slot(key, recipient_row):
 def _reindex_messages(slots, messages, used):
     mask = np.uint64(slots.size - 1)
     for row in range(used):
+        later = min(row + ahead, used - 1)
+        prefetch(slots, np.int64(message_slot(messages[later].key, messages[later].recipient) & mask))
         at = message_slot(messages[row].key, messages[row].recipient) & mask
         while slots[at] != NIL:
             at = (at + np.uint64(1)) & mask
