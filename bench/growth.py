@@ -20,14 +20,14 @@ import numpy as np
 from midflight.config import config_from
 from midflight.kit.clock import VirtualClock
 from midflight.log import Reader, Record, Writer
-from midflight.store.host_local import Engine, batch_bytes_max
+from midflight.store.host_local import Engine, batch_bytes_max, batches_a_commit
 
 from . import machine
 from .feed import Feed
 from .folding import NoSnapshots, load_code
 
 segment_bytes = 64 << 20
-ahead_bytes = batch_bytes_max * 15 // 16  # log written before the engine goes on: one of its batches, with the records' heads
+ahead_bytes = batch_bytes_max * 15 // 16 * batches_a_commit  # log written before the engine goes on: one commit, with the records' heads
 headers = {"content-type": "application/json"}
 
 
@@ -56,7 +56,8 @@ class Point(NamedTuple):
 def fold_ahead(recipients: int, folder: Path, sends: int = 2) -> list[Point]:
     """Fold a feed to its end, part by part, and return what each took."""
     feed = Feed(recipients, sends=sends)
-    part = min(ahead_bytes, recipients * sends * 1400 // 16)
+    whole = recipients * sends * 1400
+    part = ahead_bytes if whole > 2 * ahead_bytes else whole // 16
     clock = VirtualClock()
     points: list[Point] = []
     rss_before = machine.rss_bytes()

@@ -34,11 +34,12 @@ from ..stream.tables import NEVER
 from .recent import Recent
 from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
-from .write import DAMAGE, StoreWriter, is_damage, set_aside
+from .write import DAMAGE, Changes, StoreWriter, is_damage, set_aside
 
 logger = logging.getLogger("midflight.engine")
 
 batch_bytes_max = 16 << 20
+batches_a_commit = 8  # at most, while they are full: a backlog changes the same cells again and again, and most of a commit is pages
 commit_every_s = 0.1
 snapshot_every_s = 300.0
 snapshot_records_min = 1_000
@@ -98,6 +99,8 @@ class Engine:
         self.snapshots.clear(after=self.committed)
         self.shards, self.position = self._recover()
         self.recent = Recent()
+        self.changes = Changes()
+        self._received: list[np.ndarray] = []  # when the records whose changes are not committed came in
         self.careful = Careful(self.folder / "engine.trying", self.committed)
         self._snapshot_at = self.clock.monotonic_s() + snapshot_every_s
         self._snapshot_position = self.position
@@ -152,7 +155,7 @@ class Engine:
     # -- going on --------------------------------------------------------------------------------------------------------------
 
     def step(self, bytes_max: int = batch_bytes_max) -> int:
-        """Fold what is there, at most one batch; return how many records that was."""
+        """Fold what is there, at most one batch; return how many records that was. A backlog is committed some full batches at a time."""
         self._reap()
         again = self.position < self.committed
         one_by_one = self.careful.active and not again
@@ -164,22 +167,35 @@ class Engine:
             self._fold_carefully(records[0])
         elif records:
             self._fold(records)
+            full = sum(len(record.body) for record in records) * 2 > bytes_max
+            if not full or self.recent.start_s or self.changes.batches >= batches_a_commit:
+                self.commit()
+        else:
+            self.commit()
         self._maybe_snapshot()
         return len(records)
 
     def _fold(self, records: list[Record]) -> None:
+        with uncollected():
+            prepared = self.edge.prepare(records)
+        crash_point("before_fold")
+        folded_us = max(self._log_time_us, *(shard.log_time_us for shard in self.shards))
+        effects = self.apply(prepared, self.recent.wanted_from_us(self.clock.now_us(), prepared.log_time_us, folded_us))
+        self.changes.add(prepared, effects, conflict_letters(prepared, effects, records))
+        self._received.append(np.array([record.at_us for record in records if record.kind != "tick"], np.int64))
+        self.position = prepared.next_position
+
+    def commit(self) -> None:
+        """Write what was folded since the last commit."""
+        if not self.changes.batches:
+            return
         try:
-            with uncollected():
-                prepared = self.edge.prepare(records)
-            crash_point("before_fold")
-            folded_us = max(self._log_time_us, *(shard.log_time_us for shard in self.shards))
-            effects = self.apply(prepared, self.recent.wanted_from_us(self.clock.now_us(), prepared.log_time_us, folded_us))
             crash_point("before_commit")
-            self.store.commit(prepared, effects, self.names, conflict_letters(prepared, effects, records), self.recent)
+            self.store.commit(self.changes, self.names, self.recent)
             crash_point("after_commit")
-            self.position = self.committed = prepared.next_position
+            self.committed, self.changes = self.position, Changes()
             self.careful.went_well()
-            self._note_freshness(records)
+            self._note_freshness()
         except (OSError, apsw.Error):
             # It is the disk's fault and not the records'.
             self.careful.forget()
@@ -214,6 +230,7 @@ class Engine:
         else:
             self.careful.trying(record.position)
             self._fold([record])
+            self.commit()
 
     def apply(self, prepared: Prepared, recent_from_us: int = NEVER) -> list[Effects]:
         """Give every shard its rows; the recipient's key decides which."""
@@ -243,6 +260,7 @@ class Engine:
             left = commit_every_s - (self.clock.monotonic_s() - started)
             if left > 0:
                 self.clock.sleep_s(left)
+        self.commit()
         self._last_snapshot()
         self.close()
 
@@ -269,7 +287,8 @@ class Engine:
     # -- snapshots -------------------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> None:
-        """Write a snapshot of now and wait for it."""
+        """Commit, write a snapshot of now and wait for it."""
+        self.commit()
         header = Header(self._fold_is, self.position, len(self.shards), self.edge.snapshot())
         self.snapshots.save(header, self.shards)
         self._snapshot_position = self.position
@@ -278,6 +297,8 @@ class Engine:
         due = self.clock.monotonic_s() >= self._snapshot_at and self.position - self._snapshot_position >= snapshot_records_min
         if not due or self._child or self.position < self.committed:
             return
+        # Not in the child: the store is this process's.
+        self.commit()
         self._snapshot_at = self.clock.monotonic_s() + snapshot_every_s
         self._snapshot_position = self.position
         # The child has a frozen copy of the memory for free and writes it while we go on. It touches nothing but its file.
@@ -329,14 +350,15 @@ class Engine:
         """Set a record aside as a dead letter, unread, so that it blocks no other."""
         dead = Dead(record.position, -1, record.source, ENDED, f"tried {tries_max} times", record.body, record.at_us)
         prepared = self.edge.prepare([])._replace(dead=[dead], next_position=record.position + 1, log_time_us=record.at_us)
-        self.store.commit(prepared, [], self.names, [])
+        self.store.commit(Changes().add(prepared, [], []), self.names)
         self.committed = self.position = record.position + 1
         self.careful.went_well()
         logger.error("record %d of source %s ended the engine %d times and is set aside", record.position, record.source, tries_max)
 
-    def _note_freshness(self, records: list[Record]) -> None:
+    def _note_freshness(self) -> None:
         now = self.clock.now_us()
-        at = np.array([record.at_us for record in records if record.kind != "tick"], np.int64)
+        at = np.concatenate(self._received)
+        self._received.clear()
         # A backlog that is caught up after a stop says nothing about how fresh numbers are in operation beyond a minute.
         if at.size:
             self.store.fresh(now // 60_000_000, np.maximum(now - at, 0) / 1000)

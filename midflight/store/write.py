@@ -65,6 +65,75 @@ _RECEIPT = (
 )
 
 
+class Changes:
+    """What batches changed since the last commit, and nothing else of them: many large batches take little room here."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.cells: list[tuple[np.ndarray, np.ndarray]] = []
+        self.delays: list[tuple[np.ndarray, np.ndarray]] = []
+        self.recent: list[tuple[np.ndarray, np.ndarray]] = []
+        self.recent_delays: list[tuple[np.ndarray, np.ndarray]] = []
+        self.clickers: list[tuple[list, list]] = []  # rows that are gone, rows that are there now
+        self.marks: list[tuple[int, int, str]] = []
+        self.receipts: list[dict] = []
+        self.repeated: Counter[tuple[str, int]] = Counter()  # (source, minute of receipt) -> duplicates
+        self.drops: Counter[tuple[str, str]] = Counter()
+        self.dead: list[tuple] = []
+        self.replayed: list[tuple[int, int, bool]] = []
+        self.next_position = 0
+        self.log_time_us = 0
+
+    def add(self, prepared: Prepared, effects: list[Effects], conflicts: list[tuple]) -> Changes:
+        """Take in a batch, what it did to each shard, and the dead letters of events that contradict a known one."""
+        self.batches += 1
+        for effect in effects:
+            for held, key, value in (
+                (self.cells, effect.cell_key, effect.cell_value),
+                (self.delays, effect.delay_key, effect.delay_n),
+                (self.recent, effect.recent_key, effect.recent_value),
+                (self.recent_delays, effect.recent_delay_key, effect.recent_delay_n),
+            ):
+                if key.shape[0]:
+                    held.append((key, value))
+            self._clickers(effect, prepared)
+            self.repeated.update((prepared.source(row), int(prepared.received[row]) // 60_000_000) for row in effect.duplicates.tolist())
+            for mark, rows in (("duplicate", effect.duplicates), ("conflict", effect.conflicts)):
+                marked = rows[prepared.item[rows] >= 0]
+                self.marks += [
+                    (*place, mark) for place in zip(prepared.position[marked].tolist(), prepared.item[marked].tolist(), strict=True)
+                ]
+        self.receipts.append(prepared.receipts)
+        self.drops.update(prepared.drops)
+        self.dead += [*prepared.dead, *conflicts]
+        self.replayed += prepared.replayed
+        self.next_position, self.log_time_us = prepared.next_position, prepared.log_time_us
+        return self
+
+    def _clickers(self, effect: Effects, prepared: Prepared) -> None:
+        known = np.flatnonzero(effect.clicker_campaign)
+        if not known.size:
+            return
+        campaign, before, clicked_at = effect.clicker_campaign[known], effect.clicker_before[known], effect.clicker_clicked_at[known]
+        message = message_ids(effect.clicker_message[known], effect.clicker_recipient[known])
+        moved = (before >= 0) & (before != clicked_at)
+        now = clicked_at >= 0
+        columns = [
+            column[now].tolist()
+            for column in (
+                campaign,
+                message,
+                effect.clicker_variant[known],
+                effect.clicker_wave[known],
+                clicked_at,
+                effect.clicker_converted_at[known],
+            )
+        ]
+        names = recipient_names(effect.clicker_recipient[known][now], prepared)
+        gone = np.column_stack([campaign, before, message])[moved].tolist()
+        self.clickers.append((gone, list(zip(*columns, names, strict=True))))
+
+
 class StoreWriter:
     """The only writer of ``store.db``. A second one is kept out by the engine's lock."""
 
@@ -123,24 +192,21 @@ class StoreWriter:
         found = self.db.execute("SELECT position FROM dead WHERE position BETWEEN ? AND ? AND item = -1", (first, last))
         return {position for (position,) in found}
 
-    # -- one step ------------------------------------------------------------------------------------------------------------
+    # -- one commit ----------------------------------------------------------------------------------------------------------
 
-    def commit(
-        self, prepared: Prepared, effects: list[Effects], names: Names, conflicts: list[tuple], recent: Recent | None = None
-    ) -> None:
-        """Write what a batch changed, with the position behind it."""
+    def commit(self, changes: Changes, names: Names, recent: Recent | None = None) -> None:
+        """Write what some batches changed, with the position behind them."""
         with self.db:
             if names.new:
                 self.db.executemany("INSERT INTO names VALUES (?, ?, ?)", names.new)
-            for effect in effects:
-                self._cells(effect)
-                self._clickers(effect, prepared)
+            self._cells(changes)
+            self._clickers(changes)
             if recent is not None:
-                self._recent(effects, recent)
-            self._marks(prepared, effects)
-            self._receipts(prepared, effects)
-            self._dead(prepared, conflicts)
-            self._meta({"position": prepared.next_position, "log_time_us": prepared.log_time_us})
+                self._recent(changes, recent)
+            self.db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", changes.marks)
+            self._receipts(changes)
+            self._dead(changes)
+            self._meta({"position": changes.next_position, "log_time_us": changes.log_time_us})
         names.new.clear()
 
     def fresh(self, minute: int, waited_ms: np.ndarray) -> None:
@@ -154,34 +220,34 @@ class StoreWriter:
     def _meta(self, values: dict) -> None:
         self.db.executemany("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", list(values.items()))
 
-    def _cells(self, effect: Effects) -> None:
-        """Add to minutes and to their hours what a batch changed."""
-        if effect.cell_key.shape[0]:
-            # A batch changes few measures; the others keep what they are.
-            changed = np.flatnonzero(effect.cell_value.any(axis=0))
-            measures, value = tuple(MEASURES[i] for i in changed), effect.cell_value[:, changed]
-            self.db.executemany(_upsert("cells", _KEY, measures), rows_of(effect.cell_key, value).tolist())
-            hours = rows_of(*by_hour(effect.cell_key, value))
+    def _cells(self, changes: Changes) -> None:
+        """Add to minutes and to their hours what has changed."""
+        key, value = in_sum(changes.cells)
+        if key.shape[0]:
+            # Some batches change few measures; the others keep what they are.
+            changed = np.flatnonzero(value.any(axis=0))
+            measures, value = tuple(MEASURES[i] for i in changed), value[:, changed]
+            self.db.executemany(_upsert("cells", _KEY, measures), rows_of(key, value).tolist())
+            hours = rows_of(*by_hour(key, value))
             self.db.executemany(_upsert("hours", _HOUR_KEY, measures), hours.tolist())
-            self.db.executemany(_upsert_campaign(measures), by_campaign(effect.cell_key, hours).tolist())
-        if effect.delay_key.shape[0]:
-            self.db.executemany(_DELAY, delay_rows(effect.delay_key, effect.delay_n))
-            self.db.executemany(_HOUR_DELAY, delay_rows(*by_hour(effect.delay_key, effect.delay_n)))
+            self.db.executemany(_upsert_campaign(measures), by_campaign(key, hours).tolist())
+        key, n = in_sum(changes.delays)
+        if key.shape[0]:
+            self.db.executemany(_DELAY, delay_rows(key, n))
+            self.db.executemany(_HOUR_DELAY, delay_rows(*by_hour(key, n)))
 
-    def _recent(self, effects: list[Effects], recent: Recent) -> None:
+    def _recent(self, changes: Changes, recent: Recent) -> None:
         """Write the last minutes by the second, and cut off what is too old."""
         if recent.has_to_begin_anew():
             self.db.execute("DELETE FROM recent")
             self.db.execute("DELETE FROM recent_delays")
-        for effect in effects:
-            key, value = effect.recent_key, effect.recent_value
-            if key.shape[0]:
-                changed = np.flatnonzero(value.any(axis=0))
-                rows = rows_of(key, value[:, changed])
-                self.db.executemany(_upsert("recent", _SECOND_KEY, tuple(MEASURES[i] for i in changed)), rows.tolist())
-                recent.note(rows[:, 0], rows[:, 1])
-            if effect.recent_delay_key.shape[0]:
-                self.db.executemany(_RECENT_DELAY, delay_rows(effect.recent_delay_key, effect.recent_delay_n))
+        for key, value in changes.recent:
+            changed = np.flatnonzero(value.any(axis=0))
+            rows = rows_of(key, value[:, changed])
+            self.db.executemany(_upsert("recent", _SECOND_KEY, tuple(MEASURES[i] for i in changed)), rows.tolist())
+            recent.note(rows[:, 0], rows[:, 1])
+        for key, n in changes.recent_delays:
+            self.db.executemany(_RECENT_DELAY, delay_rows(key, n))
         for campaign in recent.cuts():
             for table in ("recent", "recent_delays"):
                 self.db.execute(f"DELETE FROM {table} WHERE campaign = ? AND second < ?", (campaign, recent.start_s))
@@ -189,55 +255,24 @@ class StoreWriter:
             self._meta({"recent_from": recent.start_s})
             self.recent_from = recent.start_s
 
-    def _clickers(self, effect: Effects, prepared: Prepared) -> None:
-        known = np.flatnonzero(effect.clicker_campaign)
-        if not known.size:
-            return
-        campaign, before, clicked_at = effect.clicker_campaign[known], effect.clicker_before[known], effect.clicker_clicked_at[known]
-        message = message_ids(effect.clicker_message[known], effect.clicker_recipient[known])
-        moved = (before >= 0) & (before != clicked_at)
-        self.db.executemany(
-            "DELETE FROM clickers WHERE campaign = ? AND clicked_at_us = ? AND message = ?",
-            np.column_stack([campaign, before, message])[moved].tolist(),
-        )
-        now = clicked_at >= 0
-        columns = [
-            column[now].tolist()
-            for column in (
-                campaign,
-                message,
-                effect.clicker_variant[known],
-                effect.clicker_wave[known],
-                clicked_at,
-                effect.clicker_converted_at[known],
+    def _clickers(self, changes: Changes) -> None:
+        for gone, now in changes.clickers:
+            self.db.executemany("DELETE FROM clickers WHERE campaign = ? AND clicked_at_us = ? AND message = ?", gone)
+            self.db.executemany(
+                "INSERT OR REPLACE INTO clickers (campaign, message, variant, wave, clicked_at_us, converted_at_us, recipient) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                now,
             )
-        ]
-        names = recipient_names(effect.clicker_recipient[known][now], prepared)
-        self.db.executemany(
-            "INSERT OR REPLACE INTO clickers (campaign, message, variant, wave, clicked_at_us, converted_at_us, recipient) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            list(zip(*columns, names, strict=True)),
-        )
 
-    def _marks(self, prepared: Prepared, effects: list[Effects]) -> None:
-        found = [("duplicate", row) for effect in effects for row in effect.duplicates.tolist()]
-        found += [("conflict", row) for effect in effects for row in effect.conflicts.tolist()]
-        marks = [(int(prepared.position[row]), int(prepared.item[row]), mark) for mark, row in found if prepared.item[row] >= 0]
-        self.db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", marks)
-
-    def _receipts(self, prepared: Prepared, effects: list[Effects]) -> None:
-        rows = [(source, at, n[0], n[1], 0, n[2], n[3]) for (source, at), n in prepared.receipts.items()]
-        repeated = Counter(
-            (prepared.source(row), int(prepared.received[row]) // 60_000_000) for effect in effects for row in effect.duplicates.tolist()
-        )
-        rows += [(source, minute, 0, 0, n, 0, 0) for (source, minute), n in repeated.items()]
+    def _receipts(self, changes: Changes) -> None:
+        rows = [(source, at, n[0], n[1], 0, n[2], n[3]) for receipts in changes.receipts for (source, at), n in receipts.items()]
+        rows += [(source, minute, 0, 0, n, 0, 0) for (source, minute), n in changes.repeated.items()]
         self.db.executemany(_RECEIPT, rows)
-        self.db.executemany(_upsert("drops", ("source", "reason"), ("n",)), [(*key, n) for key, n in prepared.drops.items()])
+        self.db.executemany(_upsert("drops", ("source", "reason"), ("n",)), [(*key, n) for key, n in changes.drops.items()])
 
-    def _dead(self, prepared: Prepared, conflicts: list[tuple]) -> None:
-        rows = [(*dead, 0) for dead in (*prepared.dead, *conflicts)]
-        self.db.executemany("INSERT OR IGNORE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        tried = [(1 if readable else 2, position, item) for position, item, readable in prepared.replayed]
+    def _dead(self, changes: Changes) -> None:
+        self.db.executemany("INSERT OR IGNORE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(*dead, 0) for dead in changes.dead])
+        tried = [(1 if readable else 2, position, item) for position, item, readable in changes.replayed]
         self.db.executemany("UPDATE dead SET state = ? WHERE position = ? AND item = ?", tried)
 
     def close(self) -> None:
@@ -260,6 +295,16 @@ def rows_of(key: np.ndarray, value: np.ndarray) -> np.ndarray:
 def delay_rows(key: np.ndarray, n: np.ndarray) -> list[list[int]]:
     """Return packed delay keys [n, 4] and their counts as rows of the tables of delays."""
     return rows_of(key, np.column_stack([key[:, 3] >> np.uint64(32), key[:, 3] & _MASK32, n.view(np.uint64)])).tolist()
+
+
+def in_sum(changes: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the packed keys [n, 3+] of these changes, each once, and the sums of their values."""
+    if len(changes) == 1:
+        return changes[0]
+    if not changes:
+        return np.zeros((0, 3), np.uint64), np.zeros(0, np.int64)
+    keys, values = zip(*changes, strict=True)
+    return summed(np.concatenate(keys), np.concatenate(values))
 
 
 def by_hour(key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
