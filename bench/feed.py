@@ -88,20 +88,30 @@ class Shape(NamedTuple):
     messages: int  # in all: a message to each recipient for each send
     per_s: float  # messages sent a second
     length_s: float  # of one send
+    late_s: float  # how late a report may come
     start_s: int
 
 
 class Feed:
     """Everything that happens to ``sends`` mailings to ``recipients``, one mailing after the other, at ``per_s`` messages a second.
 
+    Three of a hundred reports come later than they should, by up to ``late_s`` or a third of a send's length, and a few come twice.
     The feed starts at ``start_us``; ``end_us`` is when the last event can have been received.
     """
 
     def __init__(
-        self, recipients: int, *, sends: int = 1, per_s: float = 300.0, seed: int = 1, start_us: int = 1_764_000_000_000_000
+        self,
+        recipients: int,
+        *,
+        sends: int = 1,
+        per_s: float = 300.0,
+        seed: int = 1,
+        late_s: float = 3600.0,
+        start_us: int = 1_764_000_000_000_000,
     ) -> None:
         length_s = recipients / per_s
-        self.shape = Shape(np.uint64(seed), recipients, recipients * sends, per_s, length_s, start_us // 1_000_000)
+        late_s = min(late_s, 0.3 * length_s)
+        self.shape = Shape(np.uint64(seed), recipients, recipients * sends, per_s, length_s, late_s, start_us // 1_000_000)
         self.sends = sends
         self.block_s = max(1, round(block_events_aim / per_s / 3.4))
         self._waiting: dict[int, list[np.ndarray]] = {}
@@ -114,7 +124,7 @@ class Feed:
 
     @property
     def end_us(self) -> int:
-        return int((self.shape.start_s + (self.sends + 2) * self.shape.length_s + 3 * late_s_max) * 1e6)
+        return int((self.shape.start_s + (self.sends + 2) * self.shape.length_s + 3 * self.shape.late_s + 3600) * 1e6)
 
     @property
     def held_bytes(self) -> int:
@@ -176,8 +186,6 @@ def multipliers(recipients: int, sends: int) -> np.ndarray:
 
 
 # -- what happens to a message ---------------------------------------------------------------------------------------------------
-
-late_s_max = 3600
 
 
 @njit(cache=True)
@@ -282,12 +290,12 @@ def plan(shape, first, end, out):
             bits = luck(seed, code, 50)
             received = occurs(shape, message, slot) + np.int64(bits & np.uint64(1))
             if share(seed, code, 51) < 0.03:
-                received += 60 + np.int64(share(seed, code, 52) * min(late_s_max, 0.3 * shape.length_s))
+                received += 60 + np.int64(share(seed, code, 52) * shape.late_s)
             out[n, 0], out[n, 1] = code, received
             n += 1
             if share(seed, code, 53) < 0.006:
                 out[n, 0] = code | REPEATED
-                out[n, 1] = received + np.int64(1 + share(seed, code, 54) * min(late_s_max, 0.1 * shape.length_s))
+                out[n, 1] = received + np.int64(1 + share(seed, code, 54) * shape.late_s / 3)
                 n += 1
     return n
 

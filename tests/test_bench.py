@@ -157,7 +157,7 @@ def test_locks_name_no_index_and_pin_by_hash() -> None:
 def test_growth_counts_the_steady_part_alone(tmp_path: Path) -> None:
     """Parts before the second mailing and after it are not timed; memory grows with recipients and with messages."""
     feed = Feed(3_000, sends=2)
-    points = growth.fold_ahead(3_000, tmp_path)
+    points = growth.fold_ahead(feed, tmp_path)
     counted = growth.steady(points, feed)
     assert 0 < len(counted) < len(points)
     assert points[-1].recipients == 3_000 and points[-1].messages == 6_000
@@ -209,7 +209,7 @@ def sample() -> dict:
         "replay_events_per_s_wall_mixed freshness_p50_ms freshness_p99_ms freshness_probe_p50_ms freshness_probe_p99_ms "
         "freshness_probe_api_p50_ms freshness_probe_api_p99_ms freshness_requests freshness_probes freshness_events_per_s "
         "freshness_seconds growth_ratio_10m_to_100k bytes_per_recipient bytes_per_message bytes_per_recipient_rss bytes_per_message_rss "
-        "restart_s restart_door_s restart_events restart_events_after_snapshot restart_snapshot_bytes"
+        "restart_s restart_door_s growth_ratio_an_hour_late restart_events restart_events_after_snapshot restart_snapshot_bytes"
     ).split()
     return dict.fromkeys(figures, 123.4) | {
         "quick": False,
