@@ -11,7 +11,7 @@ import pytest
 
 from midflight.events import Event
 from midflight.kit.errors import MidflightError
-from midflight.kit.reserved import reserved
+from midflight.kit.reserved import give_back, reserved
 from midflight.stream import tables
 from midflight.stream.tables import NODE
 from tests.test_fold_model import START_US, Local, history
@@ -33,7 +33,8 @@ def folded(events: list[Event]) -> Local:
     return local
 
 
-def test_rows_in_address_space_are_zero_and_cost_no_memory():
+def test_rows_in_address_space_are_zero_and_cost_no_memory() -> None:
+    """A table for as many rows as there can ever be takes memory for those that were written."""
     with open("/proc/self/statm") as before:
         pages = int(before.read().split()[1])
     table = reserved(2**31 - 1, 256, NODE)
@@ -43,12 +44,24 @@ def test_rows_in_address_space_are_zero_and_cost_no_memory():
         assert (int(after.read().split()[1]) - pages) * mmap.PAGESIZE < 64 << 20
 
 
-def test_where_the_system_gives_no_space_there_are_a_few_rows():
+def test_what_is_given_back_is_gone_and_the_rest_stays() -> None:
+    """The first rows read as zero then, in whole pages; a table that was not reserved is left alone."""
+    rows = 3 * mmap.PAGESIZE // NODE.itemsize
+    for table in (reserved(rows, rows, NODE), np.zeros(rows, NODE)):
+        table["at"] = 7
+        give_back(table, rows // 2)
+        assert (table["at"][rows // 2 :] == 7).all()
+        assert (table["at"][0] == 0) == (table.base is not None)
+
+
+def test_where_the_system_gives_no_space_there_are_a_few_rows() -> None:
+    """A system that refuses so much address space gets a small table, which grows by copying."""
     table = reserved(2**56, 256, NODE)
     assert table.size == 256 and not table["at"].any()
 
 
-def test_tables_that_grow_by_copying_hold_the_same(monkeypatch):
+def test_tables_that_grow_by_copying_hold_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without reserved address space the same events give the same cells and the same snapshot."""
     events = crowd(3_000) + [event for seed in range(20) for event in history(random.Random(seed))]
     expected = folded(events)
     monkeypatch.setattr(tables, "reserved", lambda most, least, dtype: np.zeros(least, dtype))
@@ -58,7 +71,8 @@ def test_tables_that_grow_by_copying_hold_the_same(monkeypatch):
     assert local.shards[0].snapshot() == expected.shards[0].snapshot()
 
 
-def test_a_full_shard_says_so(monkeypatch):
+def test_a_full_shard_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that no number could refer to are refused with what to do."""
     monkeypatch.setattr(tables, "reserved", lambda most, least, dtype: np.zeros(least, dtype))
     monkeypatch.setattr(tables, "rows_max", 1_000)
     with pytest.raises(MidflightError, match="shard is full"):

@@ -252,13 +252,15 @@ def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
 
 def _regrow_seen(seen: np.ndarray, used: np.ndarray, rows: int, dedup_days: int, today: int) -> np.ndarray:
     """Return a table with room for these rows and half as many more: what is older than the window is forgotten."""
-    keep = int(_count_kept(seen, dedup_days, today))
-    grown = empty_seen((keep + rows) * 9 // 4)
+    # Keys are hashes, so a part of the table is like the whole.
+    part = seen[:seen_step]
+    keep = int(_count_kept(part, dedup_days, today)) * seen.shape[0] // part.shape[0]
+    grown = empty_seen(max((keep + rows) * 9 // 4, int(used[SEEN]) + rows))
+    used[SEEN] = 0
     for first in range(0, seen.shape[0], seen_step):
-        _move_seen(seen[first : first + seen_step], grown, dedup_days, today)
+        used[SEEN] += _move_seen(seen[first : first + seen_step], grown, dedup_days, today)
         # So that the two of them take hardly more memory than the larger one.
         give_back(seen, first + seen_step)
-    used[SEEN] = keep
     return grown
 
 
@@ -280,7 +282,7 @@ def _count_kept(seen, dedup_days, today):
 
 @entry
 def _move_seen(seen, grown, dedup_days, today):
-    size = grown.shape[0]
+    size, kept = grown.shape[0], 0
     for i in range(seen.shape[0]):
         if seen[i, 0] != 0 or seen[i, 1] != 0:
             if today - np.int64(seen[i, 1] & np.uint64(0xFFFF)) <= dedup_days:
@@ -289,6 +291,8 @@ def _move_seen(seen, grown, dedup_days, today):
                     at = at + np.uint64(1) if at + np.uint64(1) < size else np.uint64(0)
                 grown[at, 0] = seen[i, 0]
                 grown[at, 1] = seen[i, 1]
+                kept += 1
+    return kept
 
 
 @entry
