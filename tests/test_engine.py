@@ -669,15 +669,52 @@ def test_a_full_disk_makes_no_record_poison(small: Folding, faults: Faults) -> N
     assert unequal(small.continued(data), whole) == {}
 
 
+def test_a_record_that_ends_the_process_is_found_in_a_few_deaths(game: Folding, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the backlog around it: small batches first, then single records, and all others count."""
+
+    class Died(BaseException):
+        pass
+
+    poison = game.records * 2 // 3
+    prepare = host_local.Edge.prepare
+
+    def deadly(self, records: list[Record]):
+        if any(record.position == poison for record in records):
+            raise Died
+        if len(records) == 1 and records[0].position < poison:
+            single.add(records[0].position)
+        return prepare(self, records)
+
+    monkeypatch.setattr(host_local.Edge, "prepare", deadly)
+    monkeypatch.setattr(host_local, "wary_bytes_max", 20_000)
+    data, deaths, single = game.place(), 0, set()
+    while deaths < 20:
+        engine = Engine(game.config(data), Reader(game.log))
+        try:
+            engine.catch_up()
+            break
+        except Died:
+            # What the system does for a process that has ended.
+            deaths += 1
+            engine.store.close()
+            engine._lock.close()
+    engine.close()
+    assert host_local.tries_max < deaths <= 2 * host_local.tries_max + 3
+    assert len(single) < game.records / 4
+    picture = game.picture(data)
+    assert [(row[0], row[3]) for row in picture["dead"] if row[3] == "ended_the_engine"] == [(poison, "ended_the_engine")]
+    assert dict(picture["meta"])["position"] == game.records
+
+
 def test_a_buried_record_is_not_read_again(small: Folding, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a restart without a snapshot the log is read again from its start, past the record that was set aside."""
     data, buried = small.place(), 10
     with small.engine(data) as engine:
         while engine.position < buried:
-            engine.careful.active = True
+            engine.careful.active = engine.careful.wary = True
             engine.step()
         engine.careful.tries = {f"record {buried}": host_local.tries_max}
-        engine.careful.active = True
+        engine.careful.active = engine.careful.wary = True
         assert engine.step() == 1 and engine.position == buried + 1
         half_way(engine)
     read: list[int] = []

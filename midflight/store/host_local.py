@@ -40,6 +40,7 @@ logger = logging.getLogger("midflight.engine")
 
 batch_bytes_max = 16 << 20
 batches_a_commit = 8  # at most, while they are full: a backlog changes the same cells again and again, and most of a commit is pages
+wary_bytes_max = 512 << 10  # of a batch after a death, so that few records are under suspicion
 commit_every_s = 0.1
 snapshot_every_s = 300.0
 snapshot_records_min = 1_000
@@ -159,7 +160,9 @@ class Engine:
         self._reap()
         again = self.position < self.committed
         one_by_one = self.careful.active and not again
-        records = self.reader.read(self.position, 1 if one_by_one else bytes_max)
+        if self.careful.wary and not again:
+            bytes_max = 1 if one_by_one else min(bytes_max, wary_bytes_max)
+        records = self.reader.read(self.position, bytes_max)
         if records and again:
             self._fold_again(records)
         elif records and one_by_one:
@@ -168,7 +171,7 @@ class Engine:
         elif records:
             self._fold(records)
             full = sum(len(record.body) for record in records) * 2 > bytes_max
-            if not full or self.recent.start_s or self.changes.batches >= batches_a_commit:
+            if not full or self.careful.wary or self.recent.start_s or self.changes.batches >= batches_a_commit:
                 self.commit()
         else:
             self.commit()
@@ -367,7 +370,7 @@ class Engine:
 class Careful:
     """Remembers across crashes of the process which position it is at, to find the record that ends it.
 
-    After several starts at one position records are folded one by one, each noted before it is tried.
+    After a second start at one position batches are small; after several, records are folded one by one, each noted before it is tried.
     """
 
     def __init__(self, path: Path, position: int) -> None:
@@ -376,6 +379,7 @@ class Careful:
         starts = found.get(f"start {position}", 0) + 1
         self.tries = {f"start {position}": starts, **{k: n for k, n in found.items() if k.startswith("record ")}}
         self.active = starts > tries_max or len(self.tries) > 1
+        self.wary = self.active or starts > 1
         self._left = 1000
         self._save()
 
@@ -395,9 +399,10 @@ class Careful:
 
     def went_well(self) -> None:
         """A commit succeeded: normal speed again, after a while if there had been trouble."""
-        if self.active:
+        if self.wary:
             self._left -= 1
-            self.active = self._left > 0
+            self.wary = self._left > 0
+            self.active &= self.wary
         if self.tries:
             self.forget()
 
