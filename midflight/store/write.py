@@ -129,7 +129,7 @@ class Changes:
                 effect.clicker_converted_at[known],
             )
         ]
-        names = recipient_names(effect.clicker_recipient[known][now], prepared)
+        names = prepared.recipients(effect.clicker_row[known][now])
         gone = np.column_stack([campaign, before, message])[moved].tolist()
         self.clickers.append((gone, list(zip(*columns, names, strict=True))))
 
@@ -321,16 +321,6 @@ def by_campaign(key: np.ndarray, hours: np.ndarray) -> np.ndarray:
     last = np.append(first[1:], when.size) - 1
     span = np.column_stack([when[first] >> np.uint64(32), when[first] & _MASK32, when[last] & _MASK32])
     return np.hstack([span.view(np.int64), np.add.reduceat(hours[:, 7:], starts(hours[:, 0]), axis=0)])
-
-
-def recipient_names(keys: np.ndarray, prepared: Prepared) -> list[str]:
-    """Return the recipients of these keys as text; each has a row in the batch that touched it."""
-    unique, place = np.unique(keys, return_inverse=True)
-    rows = np.flatnonzero(np.isin(prepared.batch.rcpt, unique))
-    found, where = np.unique(prepared.batch.rcpt[rows], return_index=True)
-    assert found.size == unique.size, "a message changed without an event of its recipient"
-    names = prepared.recipients(rows[where])
-    return [names[i] for i in place.tolist()]
 
 
 def message_ids(message: np.ndarray, recipient: np.ndarray) -> np.ndarray:

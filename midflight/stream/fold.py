@@ -713,7 +713,7 @@ def _convert(cells, state, batch, i, r, window_us):
     else:
         _add_conversion(state, r, at, batch.ident[i], batch.order[i], batch.value[i], batch.source[i])
     _contribute_conversions(cells, state, r, window_us, 1)
-    _touch_all(cells, state, r)
+    _touch_all(cells, state, r, i)
 
 
 @inner
@@ -791,7 +791,7 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
             continue
         before = _first_human_click(state.nodes, messages[m].nodes)
         if what == CLICK and not news and not buyer and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
-            _touch(cells, m, before)
+            _touch(cells, m, i, before)
             continue
         if not _has_room(cells, 2 * (_weight(state, r) if buyer else _weight_of_message(state, m)) + 16):
             return i
@@ -805,10 +805,10 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
             _set_once(state, m, at, what)
         _judge(state.nodes, messages[m].nodes, messages[m].delivered)
         _contribute(cells, state, m, 1)
-        _touch(cells, m, before)
+        _touch(cells, m, i, before)
         if buyer:
             _contribute_conversions(cells, state, r, window_us, 1)
-            _touch_all(cells, state, r)
+            _touch_all(cells, state, r, i)
     return kinds.size
 
 
@@ -824,21 +824,22 @@ def _learn(messages, m, campaign, variant, wave):
 
 
 @inner
-def _touch(cells, m, before):
-    """Note a message of which something may have changed, and when a person had first clicked in it until then. The first note counts."""
+def _touch(cells, m, i, before):
+    """Note a message that row i may have changed, and when a person had first clicked in it until then. The first note counts."""
     cells.touched[cells.used[2]] = m
+    cells.touched_row[cells.used[2]] = i
     cells.touched_before[cells.used[2]] = before
     cells.used[2] += 1
 
 
 @inner
-def _touch_all(cells, state, r):
-    """Note every message of a recipient that may have been credited with a conversion, or no longer is."""
+def _touch_all(cells, state, r, i):
+    """Note every message of a recipient that row i may have credited with a conversion, or no longer."""
     m = state.recipients[r].messages
     while m != NIL:
         first = _first_human_click(state.nodes, state.messages[m].nodes)
         if first >= 0:
-            _touch(cells, m, first)
+            _touch(cells, m, i, first)
         m = state.messages[m].next
 
 

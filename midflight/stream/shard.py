@@ -45,6 +45,7 @@ class Effects(NamedTuple):
     clicker_campaign: np.ndarray  # uint32, and so on: messages with a human click whose state is now this
     clicker_message: np.ndarray  # uint64
     clicker_recipient: np.ndarray  # uint64 key
+    clicker_row: np.ndarray  # int64, a row of the batch about this recipient
     clicker_variant: np.ndarray
     clicker_wave: np.ndarray
     clicker_before: np.ndarray  # int64 us, when a person had first clicked before this batch; -1 = nobody had
@@ -148,11 +149,11 @@ class Shard:
         delay_key, delay_n = cells.delay_key[moved], cells.delay_n[moved]
         recent, recent_delays = in_seconds(key), in_seconds(delay_key)
         touched, first = np.unique(cells.touched[: cells.used[2]], return_index=True)
-        before = cells.touched_before[first]
+        row, before = cells.touched_row[first], cells.touched_before[first]
         clicked_at, converted_at = np.empty(touched.size, np.int64), np.empty(touched.size, np.int64)
         folding.clickers(self.state, touched, self.click_window_us, clicked_at, converted_at)
         people = (before >= 0) | (clicked_at >= 0)
-        touched, before, clicked_at, converted_at = touched[people], before[people], clicked_at[people], converted_at[people]
+        touched, row, before, clicked_at, converted_at = (column[people] for column in (touched, row, before, clicked_at, converted_at))
         messages = self.state.messages
         recipients = self.state.recipients["key"][messages["recipient"][touched]]
         return Effects(
@@ -167,6 +168,7 @@ class Shard:
             messages["campaign"][touched],
             messages["key"][touched],
             recipients,
+            batch.row[row],
             messages["variant"][touched],
             messages["wave"][touched],
             before,

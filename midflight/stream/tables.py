@@ -83,6 +83,7 @@ class Cells(NamedTuple):
     delay_key: np.ndarray  # uint64 [n, 4]: as above and kind | bucket
     delay_n: np.ndarray  # int64
     touched: np.ndarray  # int32, messages whose first human click or conversion may have changed
+    touched_row: np.ndarray  # int32, the row of the batch that touched each
     touched_before: np.ndarray  # int64 us, when a person had first clicked in each; -1 = nobody had
     used: np.ndarray  # int64 [3]: cells, delays, touched
     recent_from: np.ndarray  # int64 [1], us: what happened from here on is counted by the second
@@ -136,6 +137,7 @@ def new_cells(recent_from_us: int = NEVER, capacity: int = 1024) -> Cells:
         delay_key=np.zeros((capacity, 4), np.uint64),
         delay_n=np.zeros(capacity, np.int64),
         touched=np.empty(capacity, np.int32),
+        touched_row=np.empty(capacity, np.int32),
         touched_before=np.empty(capacity, np.int64),
         used=np.zeros(3, np.int64),
         recent_from=np.array([recent_from_us], np.int64),
@@ -148,7 +150,8 @@ def grown(cells: Cells) -> Cells:
     out = new_cells(int(cells.recent_from[0]), size)
     out.key[:n], out.value[:n] = cells.key[:n], cells.value[:n]
     out.delay_key[:delays], out.delay_n[:delays] = cells.delay_key[:delays], cells.delay_n[:delays]
-    out.touched[:touched], out.touched_before[:touched] = cells.touched[:touched], cells.touched_before[:touched]
+    for name in ("touched", "touched_row", "touched_before"):
+        getattr(out, name)[:touched] = getattr(cells, name)[:touched]
     out.used[:] = cells.used
     _reindex_cells(out.slots, out.key, n, out.delay_slots, out.delay_key, delays)
     return out
