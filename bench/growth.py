@@ -1,13 +1,14 @@
 """Measure how replay speed and memory change with recipients: each size in a process of its own, the log written just ahead of the engine.
 
-``python -m bench.growth RECIPIENTS LATE_S FOLDER [touched]`` folds two mailings to so many recipients and prints JSON. The first mailing
+``python -m bench.growth RECIPIENTS SENDS LATE_S EXPECTED FOLDER`` folds mailings to so many recipients and prints JSON. The first mailing
 fills the memory; the second, which goes to the same people in another order, is the steady part that counts. The log is real, but kept
 only as far as the engine still has to read it, so that tens of millions of events need little disk. Making the input is outside of what
 is timed.
 
 Reports come equally late at all sizes, as late as the shortest mailing allows: what comes late changes cells of long ago, which has to
-do with vendors and not with the number of people. The largest size is measured once more with reports that are late by up to an hour,
-and once more in memory that was touched before: the first touch of a page can cost more than all later ones, on virtual machines most.
+do with vendors and not with the number of people. The engine is told how many messages to expect: the first touch of a page of memory can
+cost more than all later ones, on virtual machines most. The largest size is measured once more with reports that are late by up to an
+hour, and once more with memory that is taken only as it is needed.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from midflight.config import config_from
 from midflight.kit.clock import VirtualClock
 from midflight.log import Reader, Record, Writer
 from midflight.store.host_local import Engine, batch_bytes_max, batches_a_commit
-from midflight.stream.shard import Shard
-from midflight.stream.tables import empty_seen
 
 from . import machine
 from .feed import Feed
@@ -37,7 +36,6 @@ segment_bytes = 64 << 20
 ahead_bytes = batch_bytes_max * 15 // 16 * batches_a_commit  # log written before the engine goes on: one commit, with the records' heads
 headers = {"content-type": "application/json"}
 late_s, very_late_s = 100, 3600
-events_a_message = 4  # more than there are
 
 
 class Size(NamedTuple):
@@ -62,17 +60,16 @@ class Point(NamedTuple):
     rss_bytes: int
 
 
-def fold_ahead(feed: Feed, folder: Path, *, touched: bool = False) -> list[Point]:
-    """Fold a feed to its end, part by part, and return what each took; ``touched`` uses the memory of all tables once before."""
+def fold_ahead(feed: Feed, folder: Path, expected_messages: int = 0) -> list[Point]:
+    """Fold a feed to its end, part by part, and return what each took."""
     whole = feed.shape.messages * 1400
     part = ahead_bytes if whole > 2 * ahead_bytes else whole // 16
     clock = VirtualClock()
     points: list[Point] = []
     rss_before = machine.rss_bytes()
     with Writer.open(folder / "log", clock=clock, segment_bytes=segment_bytes) as writer:
-        engine = Engine(config_from(machine.settings(folder)), Reader(folder / "log"), clock=NoSnapshots())
-        if touched:
-            touch(engine.shards[0], feed)
+        settings = machine.settings(folder) | {"expected_messages": expected_messages}
+        engine = Engine(config_from(settings), Reader(folder / "log"), clock=NoSnapshots())
         waiting, held, events = [], 0, 0
 
         def go_on() -> None:
@@ -99,15 +96,6 @@ def fold_ahead(feed: Feed, folder: Path, *, touched: bool = False) -> list[Point
         go_on()
         engine.close()
     return points
-
-
-def touch(shard: Shard, feed: Feed) -> None:
-    """Give a shard tables with room for the whole feed, whose pages the system has made already."""
-    messages, actions = feed.shape.messages, feed.shape.messages * 3 // 2
-    shard.state = shard.state._replace(seen=empty_seen(messages * events_a_message * 3 // 2))
-    tables = (shard.state.recipients, feed.shape.recipients), (shard.state.messages, messages), (shard.state.nodes, actions)
-    for table, rows in (*tables, (shard.state.seen, shard.state.seen.shape[0])):
-        table[:rows].view(np.uint8).fill(0)
 
 
 def steady(points: list[Point], feed: Feed) -> list[Point]:
@@ -149,12 +137,12 @@ def measure(size: Size, say: Callable[[str], None]) -> dict:
         for recipients, times in size.points:
             if number < times:
                 say(f"folding two mailings to {recipients:,} recipients, run {number + 1} of {times}")
-                runs[recipients].append(measured(recipients, late_s))
+                runs[recipients].append(measured(recipients, size.sends))
     most = size.points[-1][0]
     say(f"the same to {most:,} with reports that come an hour late")
-    very_late = measured(most, very_late_s)
-    say(f"the same to {most:,} in memory that was touched before")
-    touched = measured(most, late_s, touched=True)
+    very_late = measured(most, size.sends, late_s=very_late_s)
+    say(f"the same to {most:,} with memory that is taken as it is needed")
+    unexpected = measured(most, size.sends, expected=False)
     points = []
     for recipients, done in runs.items():
         row = {key: median(run[key] for run in done) for key in done[0]}
@@ -165,21 +153,21 @@ def measure(size: Size, say: Callable[[str], None]) -> dict:
         "growth_ratio_10m_to_100k": round(last["events_per_s_core"] / first["events_per_s_core"], 3),
         "growth_ratio_10m_to_100k_wall": round(last["events_per_s_wall"] / first["events_per_s_wall"], 3),
         "growth_ratio_an_hour_late": round(very_late["events_per_s_core"] / first["events_per_s_core"], 3),
-        "growth_ratio_memory_touched": round(touched["events_per_s_core"] / first["events_per_s_core"], 3),
-        **{key: last[key] for key in last if key.startswith("bytes_per_")},
+        "growth_ratio_unexpected": round(unexpected["events_per_s_core"] / first["events_per_s_core"], 3),
+        **{key: round(unexpected[key]) for key in unexpected if key.startswith("bytes_per_")},
     }
 
 
-def measured(recipients: int, late_s: int, *, touched: bool = False) -> dict:
+def measured(recipients: int, sends: int, *, late_s: int = late_s, expected: bool = True) -> dict:
     with machine.workplace() as folder:
-        return machine.run("bench.growth", recipients, late_s, folder, *["touched"] * touched, core=0)
+        return machine.run("bench.growth", recipients, sends, late_s, recipients * sends if expected else 0, folder, core=0)
 
 
 def main() -> None:
-    recipients, late_s, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    recipients, sends, late_s, expected = map(int, sys.argv[1:5])
     load_code()
-    feed = Feed(recipients, sends=2, late_s=late_s)
-    print(json.dumps(summary(fold_ahead(feed, folder, touched="touched" in sys.argv[4:]), feed)))
+    feed = Feed(recipients, sends=sends, late_s=late_s)
+    print(json.dumps(summary(fold_ahead(feed, Path(sys.argv[5]), expected), feed)))
 
 
 if __name__ == "__main__":

@@ -200,8 +200,9 @@ def growth(results: dict) -> str:
 Two mailings to everybody, at the same pace whatever their number, opens and clicks spread over the whole time. The second mailing is what
 is timed: everybody is known, new messages come, and what happens is about any of them. Reports come up to 100 s late at every size. The
 largest by the smallest, by CPU time: **{number(results["growth_ratio_10m_to_100k"])}**; the largest with reports up to an hour late, which
-change cells of long ago: {number(results["growth_ratio_an_hour_late"])}. And in memory that was touched before, without what the system
-takes for each page that is used for the first time: {number(results["growth_ratio_memory_touched"])}.
+change cells of long ago: {number(results["growth_ratio_an_hour_late"])}. The engine was told how many messages to expect
+(`expected_messages` in the settings) and had their memory from the start; where it takes memory as it needs it, and the system makes each
+page at its first touch, the ratio is {number(results["growth_ratio_unexpected"])}.
 
 {chart(bars)}
 

@@ -77,6 +77,7 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     attributes: list[str | Attribute] = []  # recipient attributes that are dimensions: names, or mappings as below; at most 7
     # name -> {kind: sendgrid, ...that vendor's settings}
     sources: dict[str, dict] = {}
+    expected_messages: int = 0  # messages within `dedup_days` that the engine takes memory for when it starts; more may come
     shards: int = 1  # parts the recipients are divided into, 1 to 64; the numbers are the same for any
 
     @property
@@ -158,6 +159,7 @@ def refuse_unknown(raw: object, struct: type[msgspec.Struct], at: str, where: st
 
 
 SECTIONS = {section.__name__: section for section in (Door, Console, Attribution, Retention)}
+expected_messages_max = 1_000_000_000
 
 
 def check(config: Config) -> Config:
@@ -166,6 +168,13 @@ def check(config: Config) -> Config:
     check_dimensions(config.dimensions())
     if not 1 <= config.shards <= 64:
         raise ConfigError("Wrong number of shards", expected="1 to 64", got=config.shards, where="$.shards")
+    if not 0 <= config.expected_messages <= expected_messages_max:
+        raise ConfigError(
+            "Wrong number of expected messages",
+            expected=f"0 to {expected_messages_max:,}",
+            got=config.expected_messages,
+            where="$.expected_messages",
+        )
     if config.retention.dedup_days < 35:
         raise ConfigError(
             "Duplicates have to be remembered longer than vendors repeat them",

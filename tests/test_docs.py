@@ -452,11 +452,12 @@ def test_settings_in_pages_are_right(where: str, text: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "text", ["dor: {port: 1}", "sources: {a: {kind: sendgrid, secret: x}}", "sources: {a: {kind: sendgird}}", "shards: 0"]
+    "text",
+    ["dor: {port: 1}", "sources: {a: {kind: sendgrid, secret: x}}", "sources: {a: {kind: sendgird}}", "shards: 0", "expected_messages: -1"],
 )
 def test_wrong_settings_are_caught(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A misspelt setting, a source's unknown one and an unknown vendor do not pass."""
-    with pytest.raises(Exception, match="nknown|shards"):
+    with pytest.raises(Exception, match="nknown|shards|expected messages"):
         check_settings(text, monkeypatch)
 
 

@@ -669,6 +669,23 @@ def test_a_full_disk_makes_no_record_poison(small: Folding, faults: Faults) -> N
     assert unequal(small.continued(data), whole) == {}
 
 
+def test_expected_messages_have_their_memory_from_the_start(small: Folding, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """Alone, in shards and over a snapshot the numbers are the same; memory that is not there is left alone, and that is said."""
+    whole = small.folded()
+    for shards in (1, 3):
+        data = small.place()
+        with small.engine(data, shards=shards, expected_messages=30_000) as engine:
+            assert all(shard.state.seen.shape[0] >= 30_000 * 6 / shards for shard in engine.shards)
+            half_way(engine)
+            engine.snapshot()
+        assert unequal(small.continued(data, shards=shards, expected_messages=60_000), whole) == {}
+    assert not caplog.records
+    monkeypatch.setattr(host_local, "available_bytes", lambda: 1_000_000)
+    with small.engine(small.place(), expected_messages=30_000) as engine:
+        assert engine.shards[0].state.seen.shape[0] == 1024
+    assert "0.0 GB are left: it is taken when it is needed" in caplog.text
+
+
 def test_a_record_that_ends_the_process_is_found_in_a_few_deaths(game: Folding, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the backlog around it: small batches first, then single records, and all others count."""
 

@@ -77,3 +77,20 @@ def test_a_full_shard_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "rows_max", 1_000)
     with pytest.raises(MidflightError, match="shard is full"):
         folded(crowd(3_000))
+
+
+def test_memory_that_was_made_ready_is_not_taken_later_and_changes_nothing() -> None:
+    """A shard that expects its messages never moves a table; the cells are the same, also when it is told half-way."""
+    events = crowd(3_000) + [event for seed in range(20) for event in history(random.Random(seed))]
+    expected = folded(events)
+    for told_after in (0, 1_500):
+        local = Local(1)
+        local.apply(events[:told_after], START_US + 90_000_000_000)
+        local.shards[0].make_ready(10_000)
+        ready = local.shards[0].state
+        for first in range(told_after, len(events), 100):
+            local.apply(events[first : first + 100], START_US + 90_000_000_000)
+        state = local.shards[0].state
+        assert local.named_cells() == expected.named_cells()
+        assert all(getattr(state, name) is getattr(ready, name) for name in ("seen", "messages", "nodes", "message_slots"))
+        assert state.used.tolist() == expected.shards[0].state.used.tolist()

@@ -24,6 +24,18 @@ def reserved(most: int, least: int, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(space, dtype, most)
 
 
+def touch(table: np.ndarray, rows: int) -> None:
+    """Make the system give the memory of the first rows now; what they hold stays."""
+    pages = table[:rows].view(np.uint8).reshape(-1)[:: mmap.PAGESIZE]
+    pages |= 0
+
+
+def available_bytes() -> int:
+    """Return how much memory could be had without swapping, as the system estimates it."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
 def give_back(table: np.ndarray, rows: int) -> None:
     """Let the system have the memory of the first rows, which are needed no more; nothing happens to a table that was not reserved."""
     view = table

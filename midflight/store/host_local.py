@@ -20,6 +20,7 @@ from ..kit.clock import Clock
 from ..kit.collecting import uncollected
 from ..kit.crash import crash_point
 from ..kit.errors import ConfigError, Damaged, Locked, MidflightError
+from ..kit.reserved import available_bytes
 from ..log import NotKept, Reader, Record, Unreadable
 from ..sources import Source, load
 from ..sources.source import decode_json, encode_json
@@ -30,7 +31,7 @@ from ..stream.measures import MEASURES
 from ..stream.names import Names
 from ..stream.parsed import Dead
 from ..stream.shard import Effects, Shard
-from ..stream.tables import NEVER
+from ..stream.tables import NEVER, ready_bytes
 from .recent import Recent
 from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
@@ -99,6 +100,7 @@ class Engine:
         self._log_time_us = self.store.meta("log_time_us", 0)
         self.snapshots.clear(after=self.committed)
         self.shards, self.position = self._recover()
+        self._make_ready()
         self.recent = Recent()
         self.changes = Changes()
         self._received: list[np.ndarray] = []  # when the records whose changes are not committed came in
@@ -142,6 +144,20 @@ class Engine:
         if self.committed and first > 0:
             logger.error("no usable snapshot, and the log starts at %d: what happened before counts no more for duplicates", first)
         return [self.new_shard() for _ in range(self.config.shards)], first
+
+    def _make_ready(self) -> None:
+        """Take the memory for the messages that are expected, unless that would leave too little of it."""
+        messages = self.config.expected_messages
+        wanted, there = messages * ready_bytes, available_bytes() if messages else 0
+        if wanted > there // 4 * 3:
+            logger.warning(
+                "`expected_messages` asks for %.1f GB of memory, and %.1f GB are left: it is taken when it is needed",
+                wanted / 1e9,
+                there / 1e9,
+            )
+        elif messages:
+            for shard in self.shards:
+                shard.make_ready(-(-messages // len(self.shards)))
 
     def _refuse_to_lose_numbers(self) -> None:
         """Raise ConfigError where new settings ask for numbers from a log that does not reach back to their start."""

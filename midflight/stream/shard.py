@@ -19,6 +19,7 @@ from .tables import (
     grown,
     in_minutes,
     in_seconds,
+    made_ready,
     new_cells,
     new_state,
     reindex,
@@ -86,6 +87,10 @@ class Shard:
         while (row := folding.fold(cells, state, batch, result, recipient, message, self.click_window_us, row)) < rows:
             cells = grown(cells)
         return self._effects(batch, result, cells)
+
+    def make_ready(self, messages: int) -> None:
+        """Take the memory for that many messages now, and not while they come."""
+        self.state = made_ready(self.state, messages, self.dedup_days, self.log_time_us // folding.DAY_US)
 
     def advance(self, log_time_us: int) -> None:
         """Let log time pass. Time never goes back."""

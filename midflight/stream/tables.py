@@ -9,7 +9,7 @@ from numba import njit
 
 from ..kit.compiled import entry
 from ..kit.errors import MidflightError
-from ..kit.reserved import give_back, reserved
+from ..kit.reserved import give_back, reserved, touch
 from .hashing import mix, prefetch
 from .measures import MEASURES
 
@@ -25,6 +25,9 @@ _MASK32 = np.uint64(0xFFFFFFFF)
 # for rows of some places ahead.
 ahead, near, nearer = 16, 8, 4
 seen_step = 1 << 20
+# What a message takes when memory is made ready: places for four events, of which a list that is seldom moved leaves a third free.
+seen_a_message, nodes_a_message = 6, 2
+ready_bytes = seen_a_message * 16 + 48 + nodes_a_message * 24 + 8
 
 
 # Rows, one kind per table, each row together in memory: an event needs all of its message at once, wherever that lies.
@@ -219,7 +222,10 @@ def with_room(state: State, rows: int, traits: int, dedup_days: int, today: int)
     used = state.used
     seen = state.seen
     if (used[SEEN] + rows) * 10 > seen.shape[0] * 7:
-        seen = _regrow_seen(seen, used, rows, dedup_days, today)
+        # Half as many again as fit at once. Keys are hashes, so a part of the table is like the whole.
+        part = seen[:seen_step]
+        keep = int(_count_kept(part, dedup_days, today)) * seen.shape[0] // part.shape[0]
+        seen = _regrown_seen(seen, used, max((keep + rows) * 9 // 4, int(used[SEEN]) + rows), dedup_days, today)
     state = state._replace(
         seen=seen,
         recipients=_with_room(state.recipients, used[RECIPIENTS], rows),
@@ -253,18 +259,36 @@ def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
     return grown
 
 
-def _regrow_seen(seen: np.ndarray, used: np.ndarray, rows: int, dedup_days: int, today: int) -> np.ndarray:
-    """Return a table with room for these rows and half as many more: what is older than the window is forgotten."""
-    # Keys are hashes, so a part of the table is like the whole.
-    part = seen[:seen_step]
-    keep = int(_count_kept(part, dedup_days, today)) * seen.shape[0] // part.shape[0]
-    grown = empty_seen(max((keep + rows) * 9 // 4, int(used[SEEN]) + rows))
+def _regrown_seen(seen: np.ndarray, used: np.ndarray, size: int, dedup_days: int, today: int) -> np.ndarray:
+    """Return a table of this size with what is not older than the window."""
+    grown = empty_seen(size)
     used[SEEN] = 0
     for first in range(0, seen.shape[0], seen_step):
         used[SEEN] += _move_seen(seen[first : first + seen_step], grown, dedup_days, today)
         # So that the two of them take hardly more memory than the larger one.
         give_back(seen, first + seen_step)
     return grown
+
+
+def made_ready(state: State, messages: int, dedup_days: int, today: int) -> State:
+    """Return the same state in tables that have the memory for that many messages, and for what usually happens to them.
+
+    Without it the memory comes page by page while the tables grow, and the list of seen events is moved from time to time.
+    """
+    used, seen = state.used, state.seen
+    if seen.shape[0] < messages * seen_a_message:
+        seen = _regrown_seen(seen, used, messages * seen_a_message, dedup_days, today)
+    state = state._replace(
+        seen=seen,
+        messages=_with_room(state.messages, used[MESSAGES], max(0, messages - int(used[MESSAGES]))),
+        nodes=_with_room(state.nodes, used[NODES], max(0, messages * nodes_a_message - int(used[NODES]))),
+    )
+    if messages * 3 > state.message_slots.size * 2:
+        state = state._replace(message_slots=empty_slots(messages))
+        _reindex_messages(state.message_slots, state.messages, int(used[MESSAGES]))
+    for table, rows in (seen, seen.shape[0]), (state.messages, messages), (state.nodes, messages * nodes_a_message):
+        touch(table, rows)
+    return state
 
 
 @njit(inline="always")
