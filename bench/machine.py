@@ -33,7 +33,7 @@ def describe(folder: Path) -> dict:
         "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": " ".join((platform.system(), platform.release().partition("-")[0])),
         "python": platform.python_version(),
         "durable_write_ms": round(bench_log.bare_disk(folder, 4096), 3),
         "load_before": round(os.getloadavg()[0], 2),
