@@ -10,13 +10,13 @@ def apply() -> None:
 
     whole, note = StoreWriter.commit, StoreWriter._meta
 
-    def commit(self, prepared, effects, *rest) -> None:
+    def commit(self, changes, *rest) -> None:
         self._meta = lambda values: None
-        whole(self, prepared, effects, *rest)
+        whole(self, changes, *rest)
         del self._meta
-        if any(effect.cell_value.size for effect in effects):
+        if changes.cells:
             crash_point("between")
         with self.db:
-            note(self, {"position": prepared.next_position, "log_time_us": prepared.log_time_us})
+            note(self, {"position": changes.next_position, "log_time_us": changes.log_time_us})
 
     StoreWriter.commit = commit

@@ -10,11 +10,11 @@ def apply() -> None:
 
     whole = StoreWriter.commit
 
-    def commit(self, prepared, effects, *rest) -> None:
+    def commit(self, changes, *rest) -> None:
         with self.db:
-            self._meta({"position": prepared.next_position, "log_time_us": prepared.log_time_us})
-        if any(effect.cell_value.size for effect in effects):
+            self._meta({"position": changes.next_position, "log_time_us": changes.log_time_us})
+        if changes.cells:
             crash_point("between")
-        whole(self, prepared, effects, *rest)
+        whole(self, changes, *rest)
 
     StoreWriter.commit = commit
