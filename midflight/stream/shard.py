@@ -88,10 +88,6 @@ class Shard:
             cells = grown(cells)
         return self._effects(batch, result, cells)
 
-    def make_ready(self, messages: int) -> None:
-        """Take the memory for that many messages now, and not while they come."""
-        self.state = made_ready(self.state, messages, self.dedup_days, self.log_time_us // folding.DAY_US)
-
     def advance(self, log_time_us: int) -> None:
         """Let log time pass. Time never goes back."""
         self.log_time_us = max(self.log_time_us, log_time_us)
@@ -105,6 +101,12 @@ class Shard:
     def load(self, raw: bytes) -> None:
         """Take over a state that `snapshot` gave."""
         self.read(io.BytesIO(raw))
+
+    # -- memory in advance ----------------------------------------------------------------------------------------------------
+
+    def make_ready(self, messages: int) -> None:
+        """Take the memory for that many messages now, and not while they come."""
+        self.state = made_ready(self.state, messages, self.dedup_days, self.log_time_us // folding.DAY_US)
 
     # -- the same through a file, without a copy in memory ------------------------------------------------------------------
 
