@@ -157,14 +157,14 @@ function typing(target) {
 function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || (help && help.open)) return;
   const key = event.key;
-  if (performance.now() - pending < 1200) {
+  if (event.timeStamp - pending < 1200) {
     pending = -Infinity;
     const link = document.querySelector(`[data-key-go="g ${CSS.escape(key)}"]`);
     if (link) link.click();
     return;
   }
   if (key === "g") {
-    pending = performance.now();
+    pending = event.timeStamp; // when it was pressed: a busy page may come to it later
   } else if (key === "/") {
     const field = document.getElementById("find");
     if (!field) return;
