@@ -15,7 +15,6 @@ from pathlib import Path
 
 import apsw
 import msgspec
-import numpy as np
 import pytest
 from system import CONTROLS, PROJECT, T0, pictured, sandbox_config, state_hash, unequal, write_log
 
@@ -27,7 +26,8 @@ from midflight.store import host_local, snapshots, write
 from midflight.store.host_local import Careful, Engine
 from midflight.store.snapshots import Snapshots
 from midflight.store.write import Changes
-from midflight.stream import fold as folding
+from midflight.stream import seen as seeing
+from midflight.stream.ordered import new_table
 
 SEED = 3
 
@@ -91,13 +91,13 @@ def reference(game: Folding) -> dict[str, list]:
 
 def without_dedup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Break the fold: no event is a repetition."""
-    seen_before = folding.seen_before
+    seen_before = seeing.seen_before
 
     def forgetful(*arguments) -> None:
         seen_before(*arguments)
-        arguments[-1][:] = folding.FOLDED
+        arguments[-1][:] = seeing.FOLDED
 
-    monkeypatch.setattr(folding, "seen_before", forgetful)
+    monkeypatch.setattr(seeing, "seen_before", forgetful)
 
 
 # -- the same log, the same store ------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_a_snapshot_that_forgets_what_was_seen_is_caught(game: Folding, referenc
     data = game.place()
     with game.engine(data) as engine:
         half_way(engine)
-        monkeypatch.setattr(engine.shards[0], "state", engine.shards[0].state._replace(seen=np.zeros_like(engine.shards[0].state.seen)))
+        monkeypatch.setattr(engine.shards[0], "state", engine.shards[0].state._replace(seen=new_table(seeing.words)))
         engine.snapshot()
     assert {"duplicates", "marks"} <= set(unequal(game.continued(data), reference))
 
@@ -675,14 +675,14 @@ def test_expected_messages_have_their_memory_from_the_start(small: Folding, monk
     for shards in (1, 3):
         data = small.place()
         with small.engine(data, shards=shards, expected_messages=30_000) as engine:
-            assert all(shard.state.seen.shape[0] >= 30_000 * 6 / shards for shard in engine.shards)
+            assert all(shard.state.seen.slots >= 30_000 * 6 / shards for shard in engine.shards)
             half_way(engine)
             engine.snapshot()
         assert unequal(small.continued(data, shards=shards, expected_messages=60_000), whole) == {}
     assert not caplog.records
     monkeypatch.setattr(host_local, "available_bytes", lambda: 1_000_000)
     with small.engine(small.place(), expected_messages=30_000) as engine:
-        assert engine.shards[0].state.seen.shape[0] == 1024
+        assert engine.shards[0].state.seen.slots == 1024
     assert "0.0 GB are left: it is taken when it is needed" in caplog.text
 
 

@@ -34,15 +34,3 @@ def available_bytes() -> int:
     """Return how much memory could be had without swapping, as the system estimates it."""
     with open("/proc/meminfo") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-
-def give_back(table: np.ndarray, rows: int) -> None:
-    """Let the system have the memory of the first rows, which are needed no more; nothing happens to a table that was not reserved."""
-    view = table
-    while isinstance(view, np.ndarray):
-        view = view.base
-    space = getattr(view, "obj", None)
-    if isinstance(space, mmap.mmap):
-        length = min(rows * table.strides[0], len(space)) // mmap.PAGESIZE * mmap.PAGESIZE
-        if length:
-            space.madvise(mmap.MADV_DONTNEED, 0, length)

@@ -197,10 +197,10 @@ class Engine:
     def _fold(self, records: list[Record]) -> None:
         with uncollected():
             prepared = self.edge.prepare(records)
-        crash_point("before_fold")
-        folded_us = max(self._log_time_us, *(shard.log_time_us for shard in self.shards))
-        effects = self.apply(prepared, self.recent.wanted_from_us(self.clock.now_us(), prepared.log_time_us, folded_us))
-        self.changes.add(prepared, effects, conflict_letters(prepared, effects, records))
+            crash_point("before_fold")
+            folded_us = max(self._log_time_us, *(shard.log_time_us for shard in self.shards))
+            effects = self.apply(prepared, self.recent.wanted_from_us(self.clock.now_us(), prepared.log_time_us, folded_us))
+            self.changes.add(prepared, effects, conflict_letters(prepared, effects, records))
         self._received.append(np.array([record.at_us for record in records if record.kind != "tick"], np.int64))
         self.position = prepared.next_position
 
@@ -210,7 +210,8 @@ class Engine:
             return
         try:
             crash_point("before_commit")
-            self.store.commit(self.changes, self.names, self.recent)
+            with uncollected():
+                self.store.commit(self.changes, self.names, self.recent)
             crash_point("after_commit")
             self.committed, self.changes = self.position, Changes()
             self.careful.went_well()

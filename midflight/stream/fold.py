@@ -15,7 +15,24 @@ from ..kit.compiled import entry, inner
 from .agents import HUMAN, MACHINE, PROXIED, burst_urls_min, burst_us, too_soon_us
 from .hashing import prefetch
 from .measures import DELAY_EDGES_S, MEASURE
-from .tables import CONVERSIONS, MESSAGES, NIL, NODES, RECIPIENTS, SEEN, TRAITS, ahead, key_hash, message_slot, near, nearer, seen_slot
+from .ordered import following, place
+from .seen import FOLDED, ahead
+from .tables import (
+    CONVERSIONS,
+    MESSAGES,
+    NIL,
+    NODES,
+    RECIPIENTS,
+    TRAITS,
+    key_hash,
+    message_tag,
+    near,
+    nearer,
+    recipient_tag,
+    row_expected,
+    row_of,
+    tagged,
+)
 
 SURE = 4  # bit of a node's base: timing cannot overrule
 OPEN, CLICK = 100, 101
@@ -27,9 +44,6 @@ DAY_US = 86_400_000_000
 # The same for conversions of one recipient. People stay far below; forwarded mails and shared test addresses do not.
 message_actions_max = 256
 recipient_conversions_max = 512
-
-# The way a row was folded.
-FOLDED, DUPLICATE, CONFLICT = 0, 1, 2
 
 K_UNKNOWN = KINDS.index("unknown")
 K_BOUNCED = KINDS.index("bounced")
@@ -366,93 +380,57 @@ def _converted_at(state, r, m, window_us):
 # -- finding rows -----------------------------------------------------------------------------------------------------------
 
 
-@njit(inline="always")
-def _event_key(id_hi, rcpt):
-    """The recipient is part of the key: a fanned-out event is one event per recipient, and all copies meet in one shard."""
-    return id_hi ^ (rcpt * np.uint64(0x9E3779B97F4A7C15))
-
-
 @entry
-def seen_before(seen, used, id_hi, id_lo, content, rcpt, day, dedup_days, result):
-    """Set result[i] to FOLDED for a new event, DUPLICATE for a known one, CONFLICT for a known id with other content."""
-    size = np.uint64(seen.shape[0])
-    for i in range(id_hi.size):
-        later = min(i + ahead, id_hi.size - 1)
-        prefetch(seen, np.int64(2 * seen_slot(_event_key(id_hi[later], rcpt[later]), size)))
-        hi = _event_key(id_hi[i], rcpt[i])
-        tail = id_lo[i] & np.uint64(0xFFFFFFFF00000000)
-        if hi == 0 and tail == 0:
-            tail = np.uint64(1) << np.uint64(32)
-        body = (content[i] & np.uint64(0xFFFF)) << np.uint64(16)
-        today = np.int64(day[i])
-        at = seen_slot(hi, size)
-        result[i] = FOLDED
-        while True:
-            if seen[at, 0] == 0 and seen[at, 1] == 0:
-                seen[at, 0] = hi
-                seen[at, 1] = tail | body | np.uint64(today)
-                used[SEEN] += 1
-                break
-            if seen[at, 0] == hi and seen[at, 1] & np.uint64(0xFFFFFFFF00000000) == tail:
-                if today - np.int64(seen[at, 1] & np.uint64(0xFFFF)) > dedup_days:
-                    seen[at, 1] = tail | body | np.uint64(today)
-                elif seen[at, 1] & np.uint64(0xFFFF0000) == body:
-                    result[i] = DUPLICATE
-                else:
-                    result[i] = CONFLICT
-                break
-            at = at + np.uint64(1) if at + np.uint64(1) < size else np.uint64(0)
-
-
-@entry
-def find_recipients(recipient_slots, recipients, used, rcpt, provider, result, rows):
+def find_recipients(slots, recipients, used, rcpt, provider, result, rows):
     """Set rows[i] to the recipient's row, made where it is new."""
-    mask = np.uint64(recipient_slots.size - 1)
     for i in range(rcpt.size):
-        prefetch(recipient_slots, np.int64(rcpt[min(i + ahead, rcpt.size - 1)] & mask))
-        prefetch(recipients, np.int64(recipient_slots[rcpt[min(i + near, rcpt.size - 1)] & mask]))
+        prefetch(slots.entries, np.int64(place(recipient_tag(rcpt[min(i + ahead, rcpt.size - 1)]), slots.layout)))
+        prefetch(recipients, np.int64(row_expected(slots, recipient_tag(rcpt[min(i + near, rcpt.size - 1)]))))
         if result[i] != FOLDED:
             continue
-        at = rcpt[i] & mask
+        tag = recipient_tag(rcpt[i])
+        at = place(tag, slots.layout)
         while True:
-            row = recipient_slots[at]
-            if row == NIL:
+            word = slots.entries[at, 0]
+            row = row_of(word)
+            if word == 0:
                 row = np.int32(used[RECIPIENTS])
                 used[RECIPIENTS] += 1
-                recipient_slots[at] = row
+                slots.entries[at, 0] = tagged(tag, row)
                 recipients[row].key = rcpt[i]
                 recipients[row].messages = NIL
                 recipients[row].conversions = NIL
                 recipients[row].traits = NIL
                 recipients[row].provider = provider[i]
                 break
-            if recipients[row].key == rcpt[i]:
+            if tagged(tag, row) == word and recipients[row].key == rcpt[i]:
                 break
-            at = (at + np.uint64(1)) & mask
+            at = following(at, slots.layout)
         rows[i] = row
 
 
 @entry
 def find_messages(state, msg, source, kind, result, rcpt_row, rows):
     """Set rows[i] to the message's row, made where it is new; NIL for kinds that are not about a message."""
-    messages, used = state.messages, state.used
-    mask = np.uint64(state.message_slots.size - 1)
+    messages, used, slots = state.messages, state.used, state.message_slots
     for i in range(msg.size):
         later = min(i + ahead, msg.size - 1)
-        prefetch(state.message_slots, np.int64(message_slot(msg[later], rcpt_row[later]) & mask))
+        prefetch(slots.entries, np.int64(place(message_tag(msg[later], rcpt_row[later]), slots.layout)))
         later = min(i + near, msg.size - 1)
-        prefetch(messages, np.int64(state.message_slots[message_slot(msg[later], rcpt_row[later]) & mask]))
+        prefetch(messages, np.int64(row_expected(slots, message_tag(msg[later], rcpt_row[later]))))
         rows[i] = NIL
         if result[i] != FOLDED or _ONCE[kind[i]] < 0 and kind[i] != K_BOUNCED and kind[i] != K_OPENED and kind[i] != K_CLICKED:
             continue
         r = rcpt_row[i]
-        at = message_slot(msg[i], r) & mask
+        tag = message_tag(msg[i], r)
+        at = place(tag, slots.layout)
         while True:
-            m = state.message_slots[at]
-            if m == NIL:
+            word = slots.entries[at, 0]
+            m = row_of(word)
+            if word == 0:
                 m = np.int32(used[MESSAGES])
                 used[MESSAGES] += 1
-                state.message_slots[at] = m
+                slots.entries[at, 0] = tagged(tag, m)
                 messages[m].key = msg[i]
                 messages[m].recipient = r
                 messages[m].sent = messages[m].delivered = -1
@@ -464,9 +442,9 @@ def find_messages(state, msg, source, kind, result, rcpt_row, rows):
                 messages[m].nodes = NIL
                 messages[m].source = source[i]
                 break
-            if messages[m].key == msg[i] and messages[m].recipient == r:
+            if tagged(tag, m) == word and messages[m].key == msg[i] and messages[m].recipient == r:
                 break
-            at = (at + np.uint64(1)) & mask
+            at = following(at, slots.layout)
         rows[i] = m
 
 

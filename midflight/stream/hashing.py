@@ -49,13 +49,15 @@ def prefetch(typingctx, rows, at):
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        size = ir.Constant(arguments[1].type, context.get_abi_sizeof(array.data.type.pointee))
-        first = builder.ptrtoint(array.data, arguments[1].type)
-        place = builder.inttoptr(builder.add(first, builder.mul(arguments[1], size)), ir.IntType(8).as_pointer())
-        word = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, word, word, word])
+        number, byte, word = arguments[1].type, ir.IntType(8).as_pointer(), ir.IntType(32)
+        size = context.get_abi_sizeof(array.data.type.pointee)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, word(0), word(3), word(1)])
+        first = builder.add(builder.ptrtoint(array.data, number), builder.mul(arguments[1], ir.Constant(number, size)))
+        # A larger row may begin on one line of the processor's cache and end on the next.
+        for offset in (0, size - 1) if size > 16 else (0,):
+            place = builder.inttoptr(builder.add(first, ir.Constant(number, offset)), byte)
+            builder.call(function, [place, word(0), word(3), word(1)])
         return context.get_dummy_value()
 
     return types.void(rows, types.int64), generate

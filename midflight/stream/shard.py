@@ -8,14 +8,15 @@ from typing import NamedTuple
 import numpy as np
 
 from . import fold as folding
+from . import seen as seeing
 from .batch import Batch
+from .ordered import new_table
 from .tables import (
     NEVER,
     NIL,
     RECIPIENTS,
     Cells,
     State,
-    empty_seen,
     grown,
     in_minutes,
     in_seconds,
@@ -27,7 +28,7 @@ from .tables import (
     with_room,
 )
 
-VERSION = 3
+VERSION = 4
 
 
 class Effects(NamedTuple):
@@ -73,11 +74,10 @@ class Shard:
         """
         rows = batch.kind.size
         self.advance(log_time_us)
-        today = log_time_us // folding.DAY_US
-        self.state = with_room(self.state, rows, int(np.count_nonzero(batch.traits)) * 7, self.dedup_days, today)
+        self.state = with_room(self.state, rows, int(np.count_nonzero(batch.traits)) * 7, self._oldest_day())
         state = self.state
         result = np.empty(rows, np.uint8)
-        folding.seen_before(state.seen, state.used, batch.id_hi, batch.id_lo, batch.content, batch.rcpt, batch.day, self.dedup_days, result)
+        seeing.seen_before(state.seen, state.used, batch.id_hi, batch.id_lo, batch.content, batch.rcpt, batch.day, self.dedup_days, result)
         recipient = np.full(rows, NIL, np.int32)
         folding.find_recipients(state.recipient_slots, state.recipients, state.used, batch.rcpt, batch.provider, result, recipient)
         message = np.empty(rows, np.int32)
@@ -106,30 +106,36 @@ class Shard:
 
     def make_ready(self, messages: int) -> None:
         """Take the memory for that many messages now, and not while they come."""
-        self.state = made_ready(self.state, messages, self.dedup_days, self.log_time_us // folding.DAY_US)
+        self.state = made_ready(self.state, messages, self._oldest_day())
 
     # -- the same through a file, without a copy in memory ------------------------------------------------------------------
 
     def write(self, out) -> None:
         """Write the rows in use of every table to a binary file."""
-        header = [VERSION, self.log_time_us, self.state.seen.shape[0], *self.state.used.tolist()]
+        header = [VERSION, self.log_time_us, *self.state.seen.layout.tolist(), *self.state.used.tolist()]
         out.write(np.array(header, np.int64).tobytes())
-        out.write(memoryview(self.state.seen).cast("B"))
+        out.write(memoryview(self.state.seen.filled).cast("B"))
         for table, used in self._tables():
             out.write(memoryview(table[:used].view(np.uint8)))
 
     def read(self, source) -> None:
         """Read what `write` wrote; the hash tables are built anew."""
-        header = np.frombuffer(source.read(9 * 8), np.int64)
-        if header.size != 9 or header[0] != VERSION:
+        header = np.frombuffer(source.read(11 * 8), np.int64)
+        if header.size != 11 or header[0] != VERSION:
             raise ValueError(f"snapshot version {header[:1]}, expected {VERSION}")
         self.log_time_us = int(header[1])
-        self.state = sized(empty_seen(int(header[2])), header[3:9].copy())
-        source.readinto(memoryview(self.state.seen).cast("B"))
+        seen = new_table(seeing.words, int(header[2]))
+        seen.layout[:] = header[2:5]
+        self.state = sized(seen, header[5:].copy())
+        source.readinto(memoryview(self.state.seen.filled).cast("B"))
         for table, used in self._tables():
             if used and source.readinto(memoryview(table[:used].view(np.uint8))) != used * table.itemsize:
                 raise ValueError("snapshot is cut short")
         reindex(self.state)
+
+    def _oldest_day(self) -> int:
+        """Return the earliest day whose event ids have to be known."""
+        return self.log_time_us // folding.DAY_US - self.dedup_days
 
     def _tables(self):
         """Yield (rows, how many are in use) of every table that is stored, in a fixed order."""
@@ -144,7 +150,7 @@ class Shard:
         state = self.state
         names = ("seen", "recipients", "messages", "nodes", "conversions", "traits")
         out = {name: int(n) for name, n in zip(names, state.used, strict=True)}
-        out["bytes"] = sum(table.nbytes for table in (state.seen, state.recipient_slots, state.message_slots))
+        out["bytes"] = sum(table.filled.nbytes for table in (state.seen, state.recipient_slots, state.message_slots))
         out["bytes"] += sum(used * table.itemsize for table, used in self._tables())
         return out
 
@@ -170,8 +176,8 @@ class Shard:
             value[recent],
             delay_key[recent_delays],
             delay_n[recent_delays],
-            batch.row[result == folding.DUPLICATE],
-            batch.row[result == folding.CONFLICT],
+            batch.row[result == seeing.DUPLICATE],
+            batch.row[result == seeing.CONFLICT],
             messages["campaign"][touched],
             messages["key"][touched],
             recipients,

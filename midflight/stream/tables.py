@@ -9,9 +9,13 @@ from numba import njit
 
 from ..kit.compiled import entry
 from ..kit.errors import MidflightError
-from ..kit.reserved import give_back, reserved, touch
+from ..kit.reserved import reserved, touch
 from .hashing import mix, prefetch
 from .measures import MEASURES
+from .ordered import Table, following, new_table, place, with_slots
+from .ordered import with_room as table_with_room
+from .seen import ahead
+from .seen import words as seen_words
 
 measures_count = len(MEASURES)
 NIL = -1
@@ -19,15 +23,14 @@ rows_max = np.iinfo(np.int32).max  # rows refer to each other by int32
 NEVER = np.iinfo(np.int64).max
 # The time in a cell's key counts minutes since 1970 below this, and seconds since 1970 from this on.
 SECONDS_FROM = np.uint64(1 << 27)
-_MASK32 = np.uint64(0xFFFFFFFF)
+_MASK32, _UPPER32 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
 
 # With millions of people every row lies somewhere else in memory, and waiting for it takes longer than all the work on it. So loops ask
 # for rows of some places ahead.
-ahead, near, nearer = 16, 8, 4
-seen_step = 1 << 20
+near, nearer = 8, 4
 # What a message takes when memory is made ready: places for four events, of which a list that is seldom moved leaves a third free.
 seen_a_message, nodes_a_message = 6, 2
-ready_bytes = seen_a_message * 16 + 48 + nodes_a_message * 24 + 8
+ready_bytes = seen_a_message * 16 + 48 + nodes_a_message * 24 + 2 * 8
 
 
 # Rows, one kind per table, each row together in memory: an event needs all of its message at once, wherever that lies.
@@ -63,12 +66,10 @@ TRAIT = np.dtype([("at", "i8"), ("next", "i4"), ("attribute", "u1"), ("value", "
 
 
 class State(NamedTuple):
-    # uint64 [n, 2]: 64 bits of the event key; 32 more bits, 16 of content, 16 of day; 0, 0 is free. Entries lie in the order of keys, so
-    # that a larger table is filled from one end to the other.
-    seen: np.ndarray
-    recipient_slots: np.ndarray  # int32 [power of two]: row of a key, or NIL
+    seen: Table
+    recipient_slots: Table  # one word: half of the key's hash, and the row + 1
     recipients: np.ndarray
-    message_slots: np.ndarray
+    message_slots: Table
     messages: np.ndarray
     nodes: np.ndarray
     conversions: np.ndarray
@@ -95,38 +96,22 @@ class Cells(NamedTuple):
 SEEN, RECIPIENTS, MESSAGES, NODES, CONVERSIONS, TRAITS = range(6)
 
 
-def slots_for(rows: int) -> int:
-    """Return the table size for that many rows: a power of two at most 2/3 full."""
-    return 1 << max(6, int(np.ceil(np.log2(max(rows, 1) * 1.5))))
-
-
-def empty_slots(rows: int) -> np.ndarray:
-    size = slots_for(rows)
-    slots = reserved(size, size, np.dtype("i4"))
-    slots.fill(NIL)
-    return slots
-
-
-def empty_seen(size: int) -> np.ndarray:
-    return reserved(2 * size, 2 * size, np.dtype("u8")).reshape(size, 2)
-
-
 def new_state() -> State:
-    return sized(empty_seen(1024), np.zeros(6, np.int64))
+    return sized(new_table(seen_words), np.zeros(6, np.int64))
 
 
-def sized(seen: np.ndarray, used: np.ndarray) -> State:
+def sized(seen: Table, used: np.ndarray) -> State:
     """Return a state whose tables have room for the rows that `used` counts, and count them as used."""
     recipients, messages, nodes, conversions, traits = (
         reserved(rows_max, max(int(rows), 256), dtype)
         for rows, dtype in zip(used[1:], (RECIPIENT, MESSAGE, NODE, CONVERSION, TRAIT), strict=True)
     )
-    slots = empty_slots(int(used[RECIPIENTS])), empty_slots(int(used[MESSAGES]))
-    return State(seen, slots[0], recipients, slots[1], messages, nodes, conversions, traits, used)
+    slots = (new_table(1, int(used[table]) * 2) for table in (RECIPIENTS, MESSAGES))
+    return State(seen, next(slots), recipients, next(slots), messages, nodes, conversions, traits, used)
 
 
 def reindex(state: State) -> None:
-    """Fill the hash tables anew from the rows."""
+    """Fill the tables in which rows are found from the rows."""
     _reindex_recipients(state.recipient_slots, state.recipients, int(state.used[RECIPIENTS]))
     _reindex_messages(state.message_slots, state.messages, int(state.used[MESSAGES]))
 
@@ -217,30 +202,20 @@ def _reindex_cells(slots, key, n, delay_slots, delay_key, delays):
 # -- growing ------------------------------------------------------------------------------------------------------------
 
 
-def with_room(state: State, rows: int, traits: int, dedup_days: int, today: int) -> State:
+def with_room(state: State, rows: int, traits: int, oldest_day: int) -> State:
     """Return a state in which a batch of that many rows fits whatever it holds."""
     used = state.used
-    seen = state.seen
-    if (used[SEEN] + rows) * 10 > seen.shape[0] * 7:
-        # Half as many again as fit at once. Keys are hashes, so a part of the table is like the whole.
-        part = seen[:seen_step]
-        keep = int(_count_kept(part, dedup_days, today)) * seen.shape[0] // part.shape[0]
-        seen = _regrown_seen(seen, used, max((keep + rows) * 9 // 4, int(used[SEEN]) + rows), dedup_days, today)
-    state = state._replace(
+    seen, used[SEEN] = table_with_room(state.seen, int(used[SEEN]), rows, oldest_day)
+    return state._replace(
         seen=seen,
+        recipient_slots=table_with_room(state.recipient_slots, int(used[RECIPIENTS]), rows)[0],
         recipients=_with_room(state.recipients, used[RECIPIENTS], rows),
+        message_slots=table_with_room(state.message_slots, int(used[MESSAGES]), rows)[0],
         messages=_with_room(state.messages, used[MESSAGES], rows),
         nodes=_with_room(state.nodes, used[NODES], rows),
         conversions=_with_room(state.conversions, used[CONVERSIONS], rows),
         traits=_with_room(state.traits, used[TRAITS], traits),
     )
-    if (used[RECIPIENTS] + rows) * 3 > state.recipient_slots.size * 2:
-        state = state._replace(recipient_slots=empty_slots(int(used[RECIPIENTS]) + rows))
-        _reindex_recipients(state.recipient_slots, state.recipients, int(used[RECIPIENTS]))
-    if (used[MESSAGES] + rows) * 3 > state.message_slots.size * 2:
-        state = state._replace(message_slots=empty_slots(int(used[MESSAGES]) + rows))
-        _reindex_messages(state.message_slots, state.messages, int(used[MESSAGES]))
-    return state
 
 
 def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
@@ -259,92 +234,83 @@ def _with_room(table: np.ndarray, used: int, rows: int) -> np.ndarray:
     return grown
 
 
-def _regrown_seen(seen: np.ndarray, used: np.ndarray, size: int, dedup_days: int, today: int) -> np.ndarray:
-    """Return a table of this size with what is not older than the window."""
-    grown = empty_seen(size)
-    used[SEEN] = 0
-    for first in range(0, seen.shape[0], seen_step):
-        used[SEEN] += _move_seen(seen[first : first + seen_step], grown, dedup_days, today)
-        # So that the two of them take hardly more memory than the larger one.
-        give_back(seen, first + seen_step)
-    return grown
-
-
-def made_ready(state: State, messages: int, dedup_days: int, today: int) -> State:
+def made_ready(state: State, messages: int, oldest_day: int) -> State:
     """Return the same state in tables that have the memory for that many messages, and for what usually happens to them.
 
-    Without it the memory comes page by page while the tables grow, and the list of seen events is moved from time to time.
+    Without it the memory comes page by page while the tables grow.
     """
-    used, seen = state.used, state.seen
-    if seen.shape[0] < messages * seen_a_message:
-        seen = _regrown_seen(seen, used, messages * seen_a_message, dedup_days, today)
+    used = state.used
+    seen, used[SEEN] = with_slots(state.seen, int(used[SEEN]), messages * seen_a_message, oldest_day)
+    slots, _ = with_slots(state.message_slots, int(used[MESSAGES]), messages * 2)
     state = state._replace(
         seen=seen,
+        message_slots=slots,
         messages=_with_room(state.messages, used[MESSAGES], max(0, messages - int(used[MESSAGES]))),
         nodes=_with_room(state.nodes, used[NODES], max(0, messages * nodes_a_message - int(used[NODES]))),
     )
-    if messages * 3 > state.message_slots.size * 2:
-        state = state._replace(message_slots=empty_slots(messages))
-        _reindex_messages(state.message_slots, state.messages, int(used[MESSAGES]))
-    for table, rows in (seen, seen.shape[0]), (state.messages, messages), (state.nodes, messages * nodes_a_message):
+    for table, rows in (
+        (seen.entries, messages * seen_a_message),
+        (slots.entries, messages * 2),
+        (state.messages, messages),
+        (state.nodes, messages * nodes_a_message),
+    ):
         touch(table, rows)
     return state
 
 
+# -- finding rows -------------------------------------------------------------------------------------------------------
+
+
 @njit(inline="always")
-def seen_slot(key, size):
-    """Return where in a table of this size, below 2^32, a key's place is: the higher the key, the higher."""
-    return (key >> np.uint64(32)) * np.uint64(size) >> np.uint64(32)
+def recipient_tag(key):
+    """Return the half of a recipient's key by which its row is found; not the half that tells its shard."""
+    return key << np.uint64(32)
 
 
-@entry
-def _count_kept(seen, dedup_days, today):
-    kept = 0
-    for i in range(seen.shape[0]):
-        if seen[i, 0] != 0 or seen[i, 1] != 0:
-            if today - np.int64(seen[i, 1] & np.uint64(0xFFFF)) <= dedup_days:
-                kept += 1
-    return kept
+@njit(inline="always")
+def message_tag(key, recipient_row):
+    return mix(key ^ (np.uint64(recipient_row) * np.uint64(0x9E3779B97F4A7C15))) & _UPPER32
 
 
-@entry
-def _move_seen(seen, grown, dedup_days, today):
-    size, kept = grown.shape[0], 0
-    for i in range(seen.shape[0]):
-        if seen[i, 0] != 0 or seen[i, 1] != 0:
-            if today - np.int64(seen[i, 1] & np.uint64(0xFFFF)) <= dedup_days:
-                at = seen_slot(seen[i, 0], size)
-                while grown[at, 0] != 0 or grown[at, 1] != 0:
-                    at = at + np.uint64(1) if at + np.uint64(1) < size else np.uint64(0)
-                grown[at, 0] = seen[i, 0]
-                grown[at, 1] = seen[i, 1]
-                kept += 1
-    return kept
+@njit(inline="always")
+def tagged(tag, row):
+    return tag | np.uint64(row + 1)
+
+
+@njit(inline="always")
+def row_of(word):
+    return np.int32(np.int64(word & _MASK32) - 1)
+
+
+@njit(inline="always")
+def row_expected(slots, tag):
+    """Return the row that is probably the one with this tag, or NIL."""
+    at = place(tag, slots.layout)
+    while True:
+        word = slots.entries[at, 0]
+        if word == 0 or word & _UPPER32 == tag:
+            return row_of(word)
+        at = following(at, slots.layout)
+
+
+@njit(inline="always")
+def _set_slot(slots, tag, row):
+    at = place(tag, slots.layout)
+    while slots.entries[at, 0] != 0:
+        at = following(at, slots.layout)
+    slots.entries[at, 0] = tagged(tag, row)
 
 
 @entry
 def _reindex_recipients(slots, recipients, used):
-    mask = np.uint64(slots.size - 1)
     for row in range(used):
-        prefetch(slots, np.int64(recipients[min(row + ahead, used - 1)].key & mask))
-        at = recipients[row].key & mask
-        while slots[at] != NIL:
-            at = (at + np.uint64(1)) & mask
-        slots[at] = row
-
-
-@njit(inline="always")
-def message_slot(key, recipient_row):
-    return mix(key ^ (np.uint64(recipient_row) * np.uint64(0x9E3779B97F4A7C15)))
+        prefetch(slots.entries, np.int64(place(recipient_tag(recipients[min(row + ahead, used - 1)].key), slots.layout)))
+        _set_slot(slots, recipient_tag(recipients[row].key), row)
 
 
 @entry
 def _reindex_messages(slots, messages, used):
-    mask = np.uint64(slots.size - 1)
     for row in range(used):
         later = min(row + ahead, used - 1)
-        prefetch(slots, np.int64(message_slot(messages[later].key, messages[later].recipient) & mask))
-        at = message_slot(messages[row].key, messages[row].recipient) & mask
-        while slots[at] != NIL:
-            at = (at + np.uint64(1)) & mask
-        slots[at] = row
+        prefetch(slots.entries, np.int64(place(message_tag(messages[later].key, messages[later].recipient), slots.layout)))
+        _set_slot(slots, message_tag(messages[row].key, messages[row].recipient), row)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 def apply() -> None:
     """Call nothing a repetition."""
-    from midflight.stream import fold
+    from midflight.stream import seen
 
-    seen_before = fold.seen_before
+    seen_before = seen.seen_before
 
     def forgetful(*arguments) -> None:
         seen_before(*arguments)
-        arguments[-1][:] = fold.FOLDED
+        arguments[-1][:] = seen.FOLDED
 
-    fold.seen_before = forgetful
+    seen.seen_before = forgetful

@@ -155,8 +155,12 @@ function typing(target) {
 }
 
 function press(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || (help && help.open)) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || (help && help.open)) return;
   const key = event.key;
+  if (typing(event.target)) {
+    if (key === "Escape") event.target.blur(); // out of a field, so that keys are commands again
+    return;
+  }
   if (event.timeStamp - pending < 1200) {
     pending = -Infinity;
     const link = document.querySelector(`[data-key-go="g ${CSS.escape(key)}"]`);
