@@ -28,6 +28,7 @@ from midflight.kit.errors import Damaged, Locked, NotFound
 from midflight.log import Reader, Writer
 from midflight.log.record import Record
 from midflight.serve.history import raw_event, run, status, timeline
+from midflight.store import history
 from midflight.store.history import (
     DAY_US,
     Exporter,
@@ -216,14 +217,33 @@ def test_a_night_of_ticks_is_looked_through_once(tmp_path: Path) -> None:
     export(tmp_path)
     folder = folder_of(tmp_path)
     assert next_position(all_parts(folder)) == 1
-    assert done_position(folder, all_parts(folder)) == 1001
+    assert done_position(folder) == 1001
     fill(tmp_path, [[webhook(range(10, 20))]])
     with Questions(settings_of(tmp_path)) as questions:
         assert list(questions.ask("SELECT count(*) FROM events").rows) == [(20,)]
     export(tmp_path)
     assert stored(tmp_path) == expected(tmp_path)
     (folder / "position").write_text("")
-    assert done_position(folder, all_parts(folder)) == next_position(all_parts(folder)) == 1002
+    assert done_position(folder) == next_position(all_parts(folder)) == 1002
+
+
+def test_a_note_that_comes_while_the_folder_is_read_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part and a note behind it, both written just after a question has listed the parts: its events are read from the log."""
+    fill(tmp_path, [[webhook(range(10))]])
+    listed = history.all_parts
+
+    def slowly(folder: Path) -> list[Part]:
+        parts = listed(folder)
+        monkeypatch.setattr(history, "all_parts", listed)
+        export(tmp_path)
+        fill(tmp_path, [[Record("tick", "", 0, {}, b"")] * 1000])
+        export(tmp_path)
+        assert (folder / "position").read_text() == "1001"
+        return parts
+
+    monkeypatch.setattr(history, "all_parts", slowly)
+    with Questions(settings_of(tmp_path)) as questions:
+        assert list(questions.ask("SELECT count(*) FROM events").rows) == [(10,)]
 
 
 def test_a_note_ahead_of_the_parts_loses_events(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from system import NAMES, Playing, System, wait_s_max, wait_until
 
 from midflight.kit.errors import Damaged
 from midflight.log import Reader
-from midflight.store.history import all_parts, done_position, folder_of
+from midflight.store.history import done_position, folder_of
 from midflight.store.sql import Questions
 
 SEED = int(os.environ.get("MIDFLIGHT_SEED", "11"))
@@ -167,7 +167,7 @@ def written_events(system: System) -> int:
 def exported(system: System) -> bool:
     folder = folder_of(system.data)
     # Behind the last event there are only ticks, of which nobody takes note at once.
-    return done_position(folder, all_parts(folder)) >= last_event(system)
+    return done_position(folder) >= last_event(system)
 
 
 def last_event(system: System) -> int:

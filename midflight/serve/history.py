@@ -25,8 +25,6 @@ from ..store.history import (
     Exporter,
     Part,
     Row,
-    all_parts,
-    chosen,
     committed_position,
     done_position,
     folder_of,
@@ -35,6 +33,7 @@ from ..store.history import (
     newest_marks,
     paths_sql,
     store_opened,
+    written,
 )
 from ..store.reading import Reading
 from ..store.sql import tail
@@ -68,7 +67,7 @@ def run(config: Config, stop: threading.Event, clock: Clock | None = None) -> No
                 except (OSError, duckdb.Error, MidflightError) as error:
                     # A full disk or a damaged place in the log. Nothing is lost: what is not written stays in the log.
                     logger.warning("the history waits: %s", error)
-                    exporter.position = done_position(exporter.folder, all_parts(exporter.folder))
+                    exporter.position = done_position(exporter.folder)
                     wait_s = retry_s
                 stop.wait(wait_s)
 
@@ -94,8 +93,8 @@ def timeline(data: str | Path, recipient: str, *, limit: int = events_default, c
     data, config = Path(data), config or _config(data)
     address = recipient_key(recipient)
     for attempt in range(3):
-        parts = chosen(all_parts(folder_of(data)))
-        newest = tail(data, config, done_position(folder_of(data), parts))
+        parts, position = written(folder_of(data))
+        newest = tail(data, config, position)
         try:
             keys = {address} if address else {f"id:{recipient}", *_addresses(recipient, newest, parts)}
             found = _of(keys, newest, parts, limit)
@@ -270,8 +269,7 @@ def raw_event(data: str | Path, position: int, item: int = 0, *, config: Config 
 
 def status(config: Config) -> dict:
     """Return events, parts and bytes of each day, and how many events wait for their part."""
-    folder = folder_of(config.folder)
-    parts = chosen(all_parts(folder))
+    parts, position = written(folder_of(config.folder))
     days = Counter(part.day for part in parts)
     sizes: Counter[str] = Counter()
     for part in parts:
@@ -282,6 +280,6 @@ def status(config: Config) -> dict:
             for name, count in db.execute(f"SELECT file_name, num_rows FROM parquet_file_metadata({paths_sql(parts)})").fetchall():
                 rows[Path(name).parent.name.removeprefix("day=")] += count
     return {
-        "waiting": len(tail(config.folder, config, done_position(folder, parts))),
+        "waiting": len(tail(config.folder, config, position)),
         "days": [{"day": day, "parts": days[day], "events": rows[day], "bytes": sizes[day]} for day in sorted(days)],
     }

@@ -137,13 +137,28 @@ def next_position(parts: list[Part]) -> int:
     return max((part.end for part in parts), default=0)
 
 
-def done_position(folder: Path, parts: list[Part]) -> int:
-    """Return the first position that may hold an event of no part: after the parts, or after idle times that were noted since."""
+def noted_position(folder: Path) -> int:
+    """Return the position up to which there was nothing or all is in parts, as last noted.
+
+    Read it before the parts: a note that comes later may stand behind a part that was not there yet.
+    """
     try:
-        noted = int((folder / "position").read_text())
+        return int((folder / "position").read_text())
     except (FileNotFoundError, ValueError):
-        noted = 0
-    return max(next_position(parts), noted)
+        return 0
+
+
+def done_position(folder: Path) -> int:
+    """Return the first position that may hold an event of no part: after the parts, or after idle times that were noted since."""
+    noted = noted_position(folder)
+    return max(next_position(all_parts(folder)), noted)
+
+
+def written(folder: Path) -> tuple[list[Part], int]:
+    """Return the parts to read, and the first position that may hold an event of none of them."""
+    noted = noted_position(folder)
+    parts = chosen(all_parts(folder))
+    return parts, max(next_position(parts), noted)
 
 
 def key_text(event: Event) -> str:
@@ -215,7 +230,7 @@ class Exporter:
                 raise Locked("Another process writes this history", where=str(self.folder)) from None
             shutil.rmtree(self.temporary)
             self.temporary.mkdir()
-            self.position = self.noted = done_position(self.folder, all_parts(self.folder))
+            self.position = self.noted = done_position(self.folder)
             config = {"threads": 1, "memory_limit": memory_max, "temp_directory": str(self.temporary / "spill")}
             self._db = duckdb.connect(":memory:", config=config)
             try:

@@ -20,16 +20,14 @@ from .history import (
     SELECTED,
     Part,
     Row,
-    all_parts,
-    chosen,
     columns,
     committed_position,
-    done_position,
     folder_of,
     marks_columns,
     newest_marks,
     paths_sql,
     store_opened,
+    written,
 )
 from .reading import Reading
 
@@ -146,8 +144,8 @@ class Questions:
         self.db.execute("SET TimeZone = 'UTC'")
         self.db.execute("CREATE SCHEMA inside")
         folder = folder_of(self.data)
-        parts = chosen(all_parts(folder))
-        rows = tail(self.data, self.config, done_position(folder, parts))
+        parts, position = written(folder)
+        rows = tail(self.data, self.config, position)
         marks = newest_marks(folder)
         recent = recent_marks(self.data, marks[0] if marks else 0)
         self._events(parts, rows)

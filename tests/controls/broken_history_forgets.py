@@ -11,4 +11,4 @@ def apply() -> None:
 
     broken_history_points.apply()
     done_position = history.done_position
-    history.done_position = lambda folder, parts: max(done_position(folder, parts) - 40, 0)
+    history.done_position = lambda folder: max(done_position(folder) - 40, 0)

@@ -40,11 +40,11 @@ async def needed_from(data: Path) -> int:
 
 def needed_from_now(data: Path) -> int:
     """Read the same from the snapshots' and the history's files."""
-    from ...store.history import all_parts, done_position, folder_of
+    from ...store.history import done_position, folder_of
     from ...store.snapshots import Snapshots
 
     history = folder_of(data)
-    return min(Snapshots(data / "snapshots").oldest_position() or 0, done_position(history, all_parts(history)))
+    return min(Snapshots(data / "snapshots").oldest_position() or 0, done_position(history))
 
 
 if __name__ == "__main__":
