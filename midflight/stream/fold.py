@@ -13,10 +13,10 @@ from numba import njit
 from ..events import KINDS
 from ..kit.compiled import entry, inner
 from .agents import HUMAN, MACHINE, PROXIED, burst_urls_min, burst_us, too_soon_us
-from .hashing import prefetch
+from .hashing import ahead, near, nearer, prefetch
 from .measures import DELAY_EDGES_S, MEASURE
 from .ordered import following, place
-from .seen import FOLDED, ahead
+from .seen import FOLDED
 from .tables import (
     CONVERSIONS,
     MESSAGES,
@@ -26,11 +26,10 @@ from .tables import (
     TRAITS,
     key_hash,
     message_tag,
-    near,
-    nearer,
     recipient_tag,
     row_expected,
     row_of,
+    tag_of,
     tagged,
 )
 
@@ -403,7 +402,7 @@ def find_recipients(slots, recipients, used, rcpt, provider, result, rows):
                 recipients[row].traits = NIL
                 recipients[row].provider = provider[i]
                 break
-            if tagged(tag, row) == word and recipients[row].key == rcpt[i]:
+            if tag_of(word) == tag and recipients[row].key == rcpt[i]:
                 break
             at = following(at, slots.layout)
         rows[i] = row
@@ -442,7 +441,7 @@ def find_messages(state, msg, source, kind, result, rcpt_row, rows):
                 messages[m].nodes = NIL
                 messages[m].source = source[i]
                 break
-            if tagged(tag, m) == word and messages[m].key == msg[i] and messages[m].recipient == r:
+            if tag_of(word) == tag and messages[m].key == msg[i] and messages[m].recipient == r:
                 break
             at = following(at, slots.layout)
         rows[i] = m

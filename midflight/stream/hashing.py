@@ -10,6 +10,10 @@ from numba.extending import intrinsic
 
 from ..kit.compiled import entry
 
+# With millions of people every row lies somewhere else in memory, and waiting for it takes longer than all the work on it. So loops ask
+# for rows of some places ahead.
+ahead, near, nearer = 16, 8, 4
+
 _C1 = np.uint64(0x87C37B91114253D5)
 _C2 = np.uint64(0x4CF5AD432745937F)
 

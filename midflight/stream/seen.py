@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from ..kit.compiled import entry
-from .hashing import prefetch
+from .hashing import ahead, prefetch
 from .ordered import following, place
 
 # What a row turned out to be.
@@ -17,7 +17,6 @@ words = 2
 _UPPER = np.uint64(0xFFFFFFFF00000000)
 _CONTENT = np.uint64(0xFFFF0000)
 _DAY = np.uint64(0xFFFF)
-ahead = 16
 
 
 @njit(inline="always")

@@ -10,11 +10,10 @@ from numba import njit
 from ..kit.compiled import entry
 from ..kit.errors import MidflightError
 from ..kit.reserved import reserved, touch
-from .hashing import mix, prefetch
+from .hashing import ahead, mix, prefetch
 from .measures import MEASURES
 from .ordered import Table, following, new_table, place, with_slots
 from .ordered import with_room as table_with_room
-from .seen import ahead
 from .seen import words as seen_words
 
 measures_count = len(MEASURES)
@@ -25,9 +24,6 @@ NEVER = np.iinfo(np.int64).max
 SECONDS_FROM = np.uint64(1 << 27)
 _MASK32, _UPPER32 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
 
-# With millions of people every row lies somewhere else in memory, and waiting for it takes longer than all the work on it. So loops ask
-# for rows of some places ahead.
-near, nearer = 8, 4
 # What a message takes when memory is made ready: places for four events, of which a list that is seldom moved leaves a third free.
 seen_a_message, nodes_a_message = 6, 2
 ready_bytes = seen_a_message * 16 + 48 + nodes_a_message * 24 + 2 * 8
@@ -106,8 +102,8 @@ def sized(seen: Table, used: np.ndarray) -> State:
         reserved(rows_max, max(int(rows), 256), dtype)
         for rows, dtype in zip(used[1:], (RECIPIENT, MESSAGE, NODE, CONVERSION, TRAIT), strict=True)
     )
-    slots = (new_table(1, int(used[table]) * 2) for table in (RECIPIENTS, MESSAGES))
-    return State(seen, next(slots), recipients, next(slots), messages, nodes, conversions, traits, used)
+    recipient_slots, message_slots = (new_table(1, int(used[table]) * 2) for table in (RECIPIENTS, MESSAGES))
+    return State(seen, recipient_slots, recipients, message_slots, messages, nodes, conversions, traits, used)
 
 
 def reindex(state: State) -> None:
@@ -278,6 +274,11 @@ def tagged(tag, row):
 
 
 @njit(inline="always")
+def tag_of(word):
+    return word & _UPPER32
+
+
+@njit(inline="always")
 def row_of(word):
     return np.int32(np.int64(word & _MASK32) - 1)
 
@@ -288,7 +289,7 @@ def row_expected(slots, tag):
     at = place(tag, slots.layout)
     while True:
         word = slots.entries[at, 0]
-        if word == 0 or word & _UPPER32 == tag:
+        if word == 0 or tag_of(word) == tag:
             return row_of(word)
         at = following(at, slots.layout)
 
