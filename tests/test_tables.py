@@ -87,3 +87,19 @@ def test_memory_that_was_made_ready_is_not_taken_later_and_changes_nothing() -> 
         assert all(getattr(state, name) is getattr(ready, name) for name in ("messages", "nodes"))
         assert all(getattr(state, name).slots == getattr(ready, name).slots for name in ("seen", "message_slots"))
         assert state.used.tolist() == expected.shards[0].state.used.tolist()
+
+
+def test_a_snapshot_in_the_middle_of_a_move_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far the tables have moved when a shard ends, the next one knows every event, person and message."""
+    events = crowd(3_000) + [event for seed in range(20) for event in history(random.Random(seed))]
+    expected = folded(events)
+    monkeypatch.setattr(ordered, "slots_a_row", 2)
+    local, moving = Local(1), 0
+    for first in range(0, len(events), 100):
+        part = events[first : first + 100]
+        local.apply(part, START_US + 90_000_000_000)
+        moving += bool(local.shards[0].state.seen.layout[ordered.MOVED])
+        local.crash()
+        local.apply(part, START_US + 90_000_000_000)
+    assert moving > 5
+    assert local.named_cells() == expected.named_cells()
