@@ -1,0 +1,138 @@
+"""The contract of a channel: messages become calls of a vendor's API, and the vendor's answer becomes one outcome for each message.
+
+A channel does no input or output of its own. ``act/delivery.py`` makes the calls and decides what an unanswered one means, in the same way
+for all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from ...kit.errors import ConfigError
+
+OUTCOMES = ("sent", "refused", "later", "unknown")
+
+
+class Message(msgspec.Struct, kw_only=True):
+    """One email to one recipient, ready to go. ``intent`` names it for ever: it is the idempotency key and comes back in webhooks.
+
+    Everything in ``headers`` has been checked: no line breaks, no header that the fields below make.
+    """
+
+    intent: str
+    campaign: str
+    variant: str
+    wave: str
+    propensity: float
+    to: str
+    to_name: str = ""
+    from_address: str
+    from_name: str = ""
+    reply_to: str = ""
+    subject: str
+    html: str = ""
+    text: str
+    headers: dict[str, str] = {}
+
+    def custom(self) -> dict[str, str]:
+        """Return what has to come back with the vendor's events, under the names that the sources read by default."""
+        return {
+            "campaign": self.campaign, "variant": self.variant, "wave": self.wave, "propensity": f"{self.propensity:.6g}",
+            "intent": self.intent,
+        }  # fmt: skip
+
+
+class Outcome(msgspec.Struct, kw_only=True, frozen=True):
+    """What became of one message. ``sent``: the vendor has it. ``refused``: it never will go, and why. ``later``: it did not go and may be
+    tried again, after ``retry_s`` where the vendor said so. ``unknown``: nobody can tell; a webhook settles it, and it is never sent again.
+    """
+
+    kind: str
+    message_id: str = ""
+    code: str = ""
+    detail: str = ""
+    retry_s: float = 0.0
+
+
+class Call(msgspec.Struct, kw_only=True, frozen=True):
+    """One HTTP request. ``idempotent`` where the vendor promises that the same call made twice has one effect."""
+
+    method: str = "POST"
+    url: str
+    headers: dict[str, str] = {}
+    body: bytes = b""
+    idempotent: bool = False
+
+
+class Answer(msgspec.Struct, kw_only=True, frozen=True):
+    """The vendor's complete answer; header names are lower-case."""
+
+    status: int
+    headers: dict[str, str] = {}
+    body: bytes = b""
+
+
+class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What every channel can be told."""
+
+    per_second: Annotated[float, msgspec.Meta(gt=0)] = 100.0  # messages, over all connections
+    connections: Annotated[int, msgspec.Meta(ge=1, le=200)] = 8
+
+
+class Channel:
+    """A vendor's API for sending. A subclass has ``Settings``, ``batch_max`` and the two methods."""
+
+    label: ClassVar[str] = ""
+    doc: ClassVar[str] = ""
+    source: ClassVar[str] = ""  # the kind of source that its webhooks come through
+    batch_max: ClassVar[int] = 1  # messages in one call
+    Settings: ClassVar[type[Settings]] = Settings
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def call(self, messages: list[Message]) -> Call:
+        """Return the request that sends these messages, at most ``batch_max``."""
+        raise NotImplementedError
+
+    def outcomes(self, messages: list[Message], answer: Answer) -> list[Outcome]:
+        """Return one outcome for each message, in order. An answer that says neither yes nor no is ``unknown`` for all."""
+        raise NotImplementedError
+
+
+def channel_of(kind: type[Channel], settings: dict, where: str) -> Channel:
+    """Return a channel with its settings checked. Raises ConfigError."""
+    try:
+        return kind(msgspec.convert(settings, kind.Settings))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"Channel settings: {error}", where=where) from None
+
+
+# -- what an answer means, in the same words for all vendors -------------------------------------------------------------------------
+
+
+def refused_all(messages: list[Message], answer: Answer, detail: str) -> list[Outcome]:
+    return [Outcome(kind="refused", code=str(answer.status), detail=detail[:500])] * len(messages)
+
+
+def unsettled(messages: list[Message], answer: Answer, detail: str = "") -> list[Outcome]:
+    """Return what an answer means that accepts nothing: throttled ones did not go, errors of the vendor's may have, others were refused."""
+    detail = detail or answer.body[:300].decode("utf-8", "replace")
+    if answer.status == 429 or (answer.status == 503 and "retry-after" in answer.headers):
+        return [Outcome(kind="later", code=str(answer.status), detail=detail, retry_s=retry_after_s(answer))] * len(messages)
+    if 400 <= answer.status < 500 and answer.status != 408:
+        return refused_all(messages, answer, detail)
+    return [Outcome(kind="unknown", code=str(answer.status), detail=detail)] * len(messages)
+
+
+retry_s_max = 3600.0
+
+
+def retry_after_s(answer: Answer) -> float:
+    """Return the seconds in ``Retry-After``, at most an hour; 0 where it says nothing that can be read (a date counts as nothing)."""
+    try:
+        return min(max(float(answer.headers.get("retry-after", "")), 0.0), retry_s_max)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,143 @@
+"""What is known of an experiment at one moment, and what is believed before: all that policies and claims may look at; pure."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numba
+import numpy as np
+
+from . import delays
+from .delays import SPEED_PRIOR, SPEEDS, learn_curve, share_by, speed_likelihood
+
+
+class Prior(msgspec.Struct, kw_only=True):
+    """What past campaigns say before the first wave.
+
+    ``spread`` is the deviation of arms' rates around their campaign's rate, relative to it; 0.29 in real headline tests
+    (Upworthy Research Archive, sampling error taken out). ``rate`` counts as ``rate_weight`` recipients. ``curve`` [J] are the shares of
+    responses by age bucket and count as ``curve_weight`` responses.
+    """
+
+    rate: float = 0.01
+    rate_weight: float = 100.0
+    spread: float = 0.29
+    curve: np.ndarray = msgspec.field(default_factory=delays.published)
+    curve_weight: float = delays.own_clicks
+
+
+class Evidence(msgspec.Struct, kw_only=True):
+    """An experiment with K arms after W waves. Times are seconds since its start.
+
+    ``sent`` [W, K] recipients; ``responses`` [W, K, J] people who reached the goal, by age bucket of their first response (the buckets of
+    ``delays.AGES_S``); ``live`` [K] whether an arm may still be sent. ``left`` recipients have no message yet. A wave can be sent now and at
+    each of ``ahead`` later moments, the last of them at ``end_s``; each takes at most ``wave_max`` recipients.
+    """
+
+    now_s: float
+    end_s: float
+    ahead: int
+    left: int
+    live: np.ndarray
+    sent_at_s: np.ndarray
+    sent: np.ndarray
+    responses: np.ndarray
+    wave_max: int = 1 << 40
+
+    @property
+    def arms(self) -> int:
+        return self.live.size
+
+    @property
+    def total(self) -> int:
+        """Return the length of the list."""
+        return self.left + int(self.sent.sum())
+
+    def age_s(self) -> np.ndarray:
+        return self.now_s - self.sent_at_s
+
+
+class Belief(msgspec.Struct, kw_only=True):
+    """Rates of the arms: Gamma(shape, rate) each, [K]. ``seen`` is exposure so far, ``coming`` what it still grows by until the end."""
+
+    shape: np.ndarray
+    rate: np.ndarray
+    seen: np.ndarray
+    coming: np.ndarray
+    curve: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.shape / self.rate
+
+    def curve_share(self, age_s: float) -> float:
+        """Return the share of all responses that have come by an age."""
+        return share_by(age_s, self.curve)
+
+
+def believe(evidence: Evidence, prior: Prior) -> Belief:
+    """Return what is believed of the arms' rates, with responses that are still to come counted in.
+
+    Exposure is what was sent times the share of responses that can have come by now (Vernade, Cappe and Perchet 2017); an arm's rate is
+    Gamma with the campaign's rate as its mean (empirical Bayes); an arm whose people take longer gets its own, slower curve, as far as its
+    delays say so: the belief is the mixture over speeds, as one Gamma with the mixture's mean and variance.
+    """
+    age = evidence.age_s()
+    curve = learn_curve(evidence.responses.sum(1), age, prior.curve, prior.curve_weight)
+    shape, rate, seen, coming = (np.empty(evidence.arms) for _ in range(4))
+    _believe(
+        evidence.sent, evidence.responses, age, evidence.end_s - evidence.now_s, curve, prior.rate, prior.rate_weight, prior.spread,
+        shape, rate, seen, coming,
+    )  # fmt: skip
+    return Belief(shape=shape, rate=rate, seen=seen, coming=coming, curve=curve)
+
+
+@numba.njit(cache=True)
+def _believe(sent, responses, age_s, left_s, curve, base, base_weight, spread, shape, rate, seen, coming):
+    waves, arms = sent.shape
+    speeds = SPEEDS.size
+    now = np.zeros((arms, speeds))
+    then = np.zeros((arms, speeds))
+    came = np.zeros(arms)
+    for s in range(speeds):
+        faster = math.exp(-SPEEDS[s])
+        for w in range(waves):
+            share_now = share_by(age_s[w] * faster, curve)
+            share_then = share_by((age_s[w] + left_s) * faster, curve)
+            for k in range(arms):
+                now[k, s] += sent[w, k] * share_now
+                then[k, s] += sent[w, k] * share_then
+    for k in range(arms):
+        for w in range(waves):
+            for j in range(responses.shape[2]):
+                came[k] += responses[w, k, j]
+    middle = speeds // 2
+    pooled = (came.sum() + base * base_weight) / (now[:, middle].sum() + base_weight)
+    a0 = 1.0 / spread**2
+    b0 = a0 / pooled
+    weight = np.empty(speeds)
+    for k in range(arms):
+        speed_likelihood(responses[:, k, :], age_s, curve, weight)
+        for s in range(speeds):
+            weight[s] += SPEED_PRIOR[s] - (a0 + came[k]) * math.log(b0 + now[k, s])
+        weight -= weight.max()
+        total = 0.0
+        for s in range(speeds):
+            weight[s] = math.exp(weight[s])
+            total += weight[s]
+        mean = 0.0
+        square = 0.0
+        seen[k] = 0.0
+        coming[k] = 0.0
+        for s in range(speeds):
+            q = weight[s] / total
+            m = (a0 + came[k]) / (b0 + now[k, s])
+            mean += q * m
+            square += q * (m * m + m / (b0 + now[k, s]))
+            seen[k] += q * now[k, s]
+            coming[k] += q * (then[k, s] - now[k, s])
+        variance = square - mean * mean
+        rate[k] = mean / variance
+        shape[k] = mean * rate[k]
+
