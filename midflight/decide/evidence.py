@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from . import delays
-from .delays import SPEED_PRIOR, SPEEDS, learn_curve, share_by, speed_likelihood
+from .delays import SPEED_PRIOR, SPEEDS, learn_curve, log_spread, share_by, speed_likelihood
 
 
 class Prior(msgspec.Struct, kw_only=True):
@@ -87,14 +87,14 @@ def believe(evidence: Evidence, prior: Prior) -> Belief:
     curve = learn_curve(evidence.responses.sum(1), age, prior.curve, prior.curve_weight)
     shape, rate, seen, coming = (np.empty(evidence.arms) for _ in range(4))
     _believe(
-        evidence.sent, evidence.responses, age, evidence.end_s - evidence.now_s, curve, prior.rate, prior.rate_weight, prior.spread,
+        evidence.sent, evidence.responses, age, evidence.end_s - evidence.now_s, curve, log_spread(curve), prior.rate, prior.rate_weight, prior.spread,
         shape, rate, seen, coming,
     )  # fmt: skip
     return Belief(shape=shape, rate=rate, seen=seen, coming=coming, curve=curve)
 
 
 @numba.njit(cache=True)
-def _believe(sent, responses, age_s, left_s, curve, base, base_weight, spread, shape, rate, seen, coming):
+def _believe(sent, responses, age_s, left_s, curve, log_spread, base, base_weight, spread, shape, rate, seen, coming):
     waves, arms = sent.shape
     speeds = SPEEDS.size
     now = np.zeros((arms, speeds))
@@ -117,10 +117,14 @@ def _believe(sent, responses, age_s, left_s, curve, base, base_weight, spread, s
     a0 = 1.0 / spread**2
     b0 = a0 / pooled
     weight = np.empty(speeds)
+    alike = (a0 + came) / (b0 + now[:, middle])
     for k in range(arms):
-        speed_likelihood(responses[:, k, :], age_s, curve, weight)
+        speed_likelihood(sent, responses, k, alike, log_spread, weight)
         for s in range(speeds):
+            # The chance of so many responses by now, its rate integrated out (a negative binomial).
             weight[s] += SPEED_PRIOR[s] - (a0 + came[k]) * math.log(b0 + now[k, s])
+            if came[k] > 0:
+                weight[s] += came[k] * math.log(now[k, s])
         weight -= weight.max()
         total = 0.0
         for s in range(speeds):

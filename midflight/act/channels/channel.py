@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from ...events import clean
 from ...kit.errors import ConfigError
 
 OUTCOMES = ("sent", "refused", "later", "unknown")
@@ -87,19 +88,30 @@ class Channel:
     label: ClassVar[str] = ""
     doc: ClassVar[str] = ""
     source: ClassVar[str] = ""  # the kind of source that its webhooks come through
+    # For the contract test and the documentation: settings, messages, the call they become, answers and what each means. See sendgrid.py.
+    EXAMPLES: ClassVar[tuple[dict, ...]] = ()
     batch_max: ClassVar[int] = 1  # messages in one call
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def call(self, messages: list[Message]) -> Call:
-        """Return the request that sends these messages, at most ``batch_max``."""
+    def call(self, messages: list[Message], now_us: int) -> Call:
+        """Return the request that sends these messages, at most ``batch_max``. ``now_us`` is for signatures that carry a time."""
         raise NotImplementedError
 
     def outcomes(self, messages: list[Message], answer: Answer) -> list[Outcome]:
         """Return one outcome for each message, in order. An answer that says neither yes nor no is ``unknown`` for all."""
         raise NotImplementedError
+
+
+EXAMPLE = Message(
+    intent="in-01HZX4", campaign="spring", variant="B", wave="3", propensity=0.25, to="ada@example.com", to_name="Ada Lovelace",
+    from_address="news@shop.example", from_name="The Shop", reply_to="help@shop.example", subject="Two days left",
+    html="<p>Hello Ada</p>", text="Hello Ada",
+    headers={"List-Unsubscribe": "<https://m.example/u/x>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"},
+)  # fmt: skip
+SECOND = msgspec.structs.replace(EXAMPLE, intent="in-01HZX5", to="bob@example.com", to_name="", text="Hello Bob", html="<p>Hello Bob</p>")
 
 
 def channel_of(kind: type[Channel], settings: dict, where: str) -> Channel:
@@ -119,12 +131,41 @@ def refused_all(messages: list[Message], answer: Answer, detail: str) -> list[Ou
 
 def unsettled(messages: list[Message], answer: Answer, detail: str = "") -> list[Outcome]:
     """Return what an answer means that accepts nothing: throttled ones did not go, errors of the vendor's may have, others were refused."""
-    detail = detail or answer.body[:300].decode("utf-8", "replace")
+    detail = detail or clean(answer.body[:300].decode("utf-8", "replace"))
     if answer.status == 429 or (answer.status == 503 and "retry-after" in answer.headers):
         return [Outcome(kind="later", code=str(answer.status), detail=detail, retry_s=retry_after_s(answer))] * len(messages)
     if 400 <= answer.status < 500 and answer.status != 408:
         return refused_all(messages, answer, detail)
     return [Outcome(kind="unknown", code=str(answer.status), detail=detail)] * len(messages)
+
+
+def decoded(body: bytes) -> object:
+    """Return an answer's JSON, or None where it is none: what is asked of it next then finds nothing."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def at(found: object, *path: str | int) -> object:
+    """Return what stands at a path of an answer's JSON, or None where the answer has another shape."""
+    for step in path:
+        fits = isinstance(found, dict) if isinstance(step, str) else isinstance(found, list) and -len(found) <= step < len(found)
+        if not fits:
+            return None
+        found = found.get(step) if isinstance(step, str) else found[step]
+    return found
+
+
+def text_at(found: object, *path: str | int) -> str:
+    """Return the text or number that stands at a path, as one printable line; ``""`` where there is none."""
+    value = at(found, *path)
+    return clean(str(value))[:500] if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def list_at(found: object, *path: str | int) -> list:
+    value = at(found, *path)
+    return value if isinstance(value, list) else []
 
 
 retry_s_max = 3600.0

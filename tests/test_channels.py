@@ -1,0 +1,106 @@
+"""Every channel keeps the folder's promises: its examples hold, its answers are read without trust, its settings are strict."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from midflight.act.channels import REGISTRY, Answer
+from midflight.act.channels.channel import EXAMPLE, OUTCOMES, SECOND, Channel, channel_of
+
+NOW_US = 1_764_000_000_000_000
+EXAMPLES = [(name, n) for name, kind in REGISTRY.all().items() for n in range(len(kind.EXAMPLES))]
+
+
+def example(name: str, number: int) -> tuple[Channel, dict]:
+    found = REGISTRY.get(name).EXAMPLES[number]
+    return channel_of(REGISTRY.get(name), found["settings"], name), found
+
+
+def answer(given: dict) -> Answer:
+    return Answer(status=given["status"], headers=given.get("headers", {}), body=given.get("body", "").encode())
+
+
+@pytest.mark.parametrize("name", REGISTRY.names())
+def test_every_channel_has_examples_and_words(name: str) -> None:
+    """A channel says what it is, which source reads its webhooks, and shows what it sends and reads."""
+    kind = REGISTRY.get(name)
+    assert kind.label and kind.doc and kind.source and kind.EXAMPLES and kind.__doc__ and kind.batch_max >= 1
+
+
+@pytest.mark.parametrize(("name", "number"), EXAMPLES)
+def test_a_message_becomes_the_call(name: str, number: int) -> None:
+    """The call is the one that the example shows, and everything that has to come back travels with it."""
+    channel, found = example(name, number)
+    call = channel.call(found["messages"], NOW_US)
+    assert call.url == found["url"]
+    for header, value in found.get("headers", {}).items():
+        assert call.headers[header] == value
+    if "json" in found:
+        assert msgspec.json.decode(call.body) == found["json"]
+    if "form" in found:
+        from urllib.parse import parse_qsl
+
+        assert parse_qsl(call.body.decode(), keep_blank_values=True) == found["form"]
+    assert "json" in found or "form" in found
+    text = call.body.decode()
+    for message in found["messages"]:
+        for value in (message.to, message.intent, message.campaign, message.variant):
+            assert value in text or value.replace("@", "%40") in text
+
+
+@pytest.mark.parametrize(("name", "number"), EXAMPLES)
+def test_an_answer_becomes_outcomes(name: str, number: int) -> None:
+    """Each answer in the example means what the example says, for each message."""
+    channel, found = example(name, number)
+    assert {"sent", "refused", "later", "unknown"} <= {outcome["kind"] for _, outcomes in found["answers"] for outcome in outcomes}
+    for given, wanted in found["answers"]:
+        got = channel.outcomes(found["messages"], answer(given))
+        assert len(got) == len(found["messages"])
+        for outcome, expected in zip(got, wanted, strict=True):
+            assert {name: getattr(outcome, name) for name in expected} == expected
+
+
+UGLY = [b"", b"null", b"[]", b"{}", b"\xff\xfe", b'{"errors": 3}', b"<html>502</html>", b'[{"status": 1}]', b'{"a":' * 2000, b'"' + b"x" * 9999]
+
+
+@pytest.mark.parametrize("name", REGISTRY.names())
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 302, 400, 401, 404, 408, 409, 413, 422, 429, 500, 502, 503])
+def test_no_answer_is_trusted(name: str, status: int) -> None:
+    """Whatever comes back, there is one outcome for each message, of a known kind; a 5xx or unreadable 2xx is never taken for a yes or a no."""
+    kind = REGISTRY.get(name)
+    channel = channel_of(kind, kind.EXAMPLES[0]["settings"], name)
+    messages = [EXAMPLE, SECOND][: kind.batch_max]
+    for body in UGLY:
+        found = channel.outcomes(messages, Answer(status=status, body=body))
+        assert [outcome.kind in OUTCOMES for outcome in found] == [True] * len(messages)
+        assert all(outcome.detail.isprintable() or len(outcome.detail) <= 500 for outcome in found)
+        if status >= 500 and status != 503:
+            assert {outcome.kind for outcome in found} <= {"unknown"}
+        if status in (302, 408):
+            assert {outcome.kind for outcome in found} == {"unknown"}
+        if status == 429:
+            assert {outcome.kind for outcome in found} == {"later"}
+
+
+@pytest.mark.parametrize("name", REGISTRY.names())
+def test_settings_are_strict(name: str) -> None:
+    """An unknown setting is refused with its name."""
+    from midflight.kit.errors import ConfigError
+
+    kind = REGISTRY.get(name)
+    with pytest.raises(ConfigError, match="colour"):
+        channel_of(kind, kind.EXAMPLES[0]["settings"] | {"colour": "red"}, name)
+
+
+@pytest.mark.parametrize("name", REGISTRY.names())
+def test_text_beyond_ascii_and_markup_survive(name: str) -> None:
+    """Names and subjects in any script, quotes and percent signs arrive as they are, and a message without HTML or names goes too."""
+    kind = REGISTRY.get(name)
+    channel = channel_of(kind, kind.EXAMPLES[0]["settings"], name)
+    odd = msgspec.structs.replace(EXAMPLE, to_name='Zoë "Z" <z>, Ü', from_name="Ταυ & Söhne", subject="50 % auf {{ alles }} – 日本 %recipient%")
+    plain = msgspec.structs.replace(EXAMPLE, html="", to_name="", from_name="", reply_to="", headers={})
+    for message in (odd, plain):
+        call = channel.call([message], NOW_US)
+        assert call.body
+        call.body.decode("utf-8")
