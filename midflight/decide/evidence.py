@@ -12,6 +12,9 @@ from . import delays
 from .delays import SPEED_PRIOR, SPEEDS, learn_curve, log_spread, share_by, speed_likelihood
 
 
+mean_weight = 0.02  # of the rate expected before, in arms
+
+
 class Prior(msgspec.Struct, kw_only=True):
     """What past campaigns say before the first wave.
 
@@ -113,8 +116,14 @@ def _believe(sent, responses, age_s, left_s, curve, log_spread, base, base_weigh
             for j in range(responses.shape[2]):
                 came[k] += responses[w, k, j]
     middle = speeds // 2
-    pooled = (came.sum() + base * base_weight) / (now[:, middle].sum() + base_weight)
     a0 = 1.0 / spread**2
+    pooled = (came.sum() + base * base_weight) / (now[:, middle].sum() + base_weight)
+    for _ in range(8):
+        # The likeliest mean of the arms is that of their beliefs: adding up their responses would count an arm by how often it was sent.
+        total = base * mean_weight
+        for k in range(arms):
+            total += (a0 + came[k]) / (a0 / pooled + now[k, middle])
+        pooled = total / (arms + mean_weight)
     b0 = a0 / pooled
     weight = np.empty(speeds)
     alike = (a0 + came) / (b0 + now[:, middle])
