@@ -123,9 +123,9 @@ class SES(Channel):
                     {
                         "status": 400,
                         "headers": {"x-amzn-errortype": "BadRequestException"},
-                        "body": '{"message":"Local address contains control or whitespace"}',
+                        "body": '{"message":"Domain contains illegal character"}',
                     },
-                    [{"kind": "refused", "code": "400", "detail": "BadRequestException: Local address contains control or whitespace"}],
+                    [{"kind": "refused", "code": "400", "detail": "BadRequestException: Domain contains illegal character"}],
                 ),
                 (
                     {
