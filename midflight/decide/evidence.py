@@ -13,6 +13,9 @@ from .delays import SPEED_PRIOR, SPEEDS, learn_curve, log_spread, share_by, spee
 
 
 mean_weight = 0.02  # of the rate expected before, in arms
+# How much more or less than usual the arms of one campaign differ, and how often.
+SPREADS = np.array([0.4, 0.7, 1.0, 1.45])
+SPREAD_PRIOR = np.array([0.15, 0.25, 0.35, 0.25])
 
 
 class Prior(msgspec.Struct, kw_only=True):
@@ -116,15 +119,7 @@ def _believe(sent, responses, age_s, left_s, curve, log_spread, base, base_weigh
             for j in range(responses.shape[2]):
                 came[k] += responses[w, k, j]
     middle = speeds // 2
-    a0 = 1.0 / spread**2
-    pooled = (came.sum() + base * base_weight) / (now[:, middle].sum() + base_weight)
-    for _ in range(8):
-        # The likeliest mean of the arms is that of their beliefs: adding up their responses would count an arm by how often it was sent.
-        total = base * mean_weight
-        for k in range(arms):
-            total += (a0 + came[k]) / (a0 / pooled + now[k, middle])
-        pooled = total / (arms + mean_weight)
-    b0 = a0 / pooled
+    a0, b0 = _learn_spread(came, now[:, middle], base, base_weight, spread)
     weight = np.empty(speeds)
     alike = (a0 + came) / (b0 + now[:, middle])
     for k in range(arms):
@@ -154,3 +149,40 @@ def _believe(sent, responses, age_s, left_s, curve, log_spread, base, base_weigh
         rate[k] = mean / variance
         shape[k] = mean * rate[k]
 
+
+
+@numba.njit(cache=True)
+def _learn_spread(came, seen, base, base_weight, spread):
+    """Return shape and rate of the gamma that the arms' rates are drawn from, for responses and exposures [K].
+
+    Campaigns differ in how much their arms differ; the spread's square is averaged over SPREADS under the likelihood of the responses.
+    """
+    log_weight = np.empty(SPREADS.size)
+    means = np.empty(SPREADS.size)
+    for i in range(SPREADS.size):
+        shape = 1.0 / (spread * SPREADS[i]) ** 2
+        means[i] = _learn_mean(came, seen, base, base_weight, shape)
+        rate = shape / means[i]
+        log_weight[i] = math.log(SPREAD_PRIOR[i])
+        for k in range(came.size):
+            log_weight[i] += math.lgamma(shape + came[k]) - math.lgamma(shape) + shape * math.log(rate) - (shape + came[k]) * math.log(
+                rate + seen[k]
+            )
+    weight = np.exp(log_weight - log_weight.max())
+    square = spread**2 * (weight * SPREADS**2).sum() / weight.sum()
+    return 1.0 / square, 1.0 / square / _learn_mean(came, seen, base, base_weight, 1.0 / square)
+
+
+@numba.njit(cache=True)
+def _learn_mean(came, seen, base, base_weight, shape):
+    """Return the mean of the arms' rates.
+
+    The likeliest is the mean of what is believed of each arm. Adding up their responses would count an arm by how often it was sent.
+    """
+    mean = (came.sum() + base * base_weight) / (seen.sum() + base_weight)
+    for _ in range(8):
+        total = base * mean_weight
+        for k in range(came.size):
+            total += (shape + came[k]) / (shape / mean + seen[k])
+        mean = total / (came.size + mean_weight)
+    return mean
