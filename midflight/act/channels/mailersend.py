@@ -105,8 +105,8 @@ class MailerSend(Channel):
                     {
                         "status": 202,
                         "body": '{"message":"There are some warnings for your request.","warnings":[{"type":"ALL_SUPPRESSED","message":'
-                        '"All of the recipients provided have been suppressed.","recipients":[{"email":"ada@example.com","name":null,"reasons":'
-                        '["hard_bounced"]}]}]}',
+                        '"All of the recipients provided have been suppressed.","recipients":[{"email":"ada@example.com","name":null,'
+                        '"reasons":["hard_bounced"]}]}]}',
                     },
                     [{"kind": "refused", "code": "suppressed", "detail": "hard_bounced"}],
                 ),
