@@ -130,7 +130,10 @@ def refused_all(messages: list[Message], answer: Answer, detail: str) -> list[Ou
 
 
 def unsettled(messages: list[Message], answer: Answer, detail: str = "") -> list[Outcome]:
-    """Return what an answer means that accepts nothing: throttled ones did not go, errors of the vendor's may have, others were refused."""
+    """Return what an answer means that accepts nothing: throttled ones did not go, errors of the vendor's may have, others were refused.
+
+    A wrong or rotated key is not the recipient's fault, so what it turns away may be tried again.
+    """
     detail = detail or clean(answer.body[:300].decode("utf-8", "replace"))
     if answer.status in (401, 403, 429) or (answer.status == 503 and "retry-after" in answer.headers):
         return [Outcome(kind="later", code=str(answer.status), detail=detail, retry_s=retry_after_s(answer))] * len(messages)
