@@ -789,7 +789,7 @@ class _Connection(asyncio.Protocol):
         raw = "\r\n".join(head).encode("latin-1", "replace") + b"\r\n\r\n" + reply.body
         if drip:
             self.dead = True
-            return self.apis.drip(self.transport, raw, done=True)
+            return self.apis.drip(self.transport, raw, self.transport.close)
         self.transport.write(raw)
         if not keep:
             self.close()

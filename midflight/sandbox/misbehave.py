@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import uvloop
@@ -193,12 +193,12 @@ class Listener:
     def __exit__(self, *_error: object) -> None:
         self.stop()
 
-    def drip(self, transport: asyncio.Transport, answer: bytes, done: bool = False) -> None:
-        """Write an answer byte by byte; with ``done`` close the connection after it."""
+    def drip(self, transport: asyncio.Transport, answer: bytes, done: Callable[[], None]) -> None:
+        """Write an answer byte by byte, then call ``done``."""
         if transport.is_closing():
             return
         transport.write(answer[:1])
         if len(answer) > 1:
             self.loop.call_later(self.plan.drip_s, self.drip, transport, answer[1:], done)
-        elif done:
-            transport.close()
+        else:
+            done()
