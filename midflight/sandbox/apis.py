@@ -397,7 +397,8 @@ class Postmark(Vendor):
         if len(messages) > self.batch_max:
             raise Refusal(self.error(422, "Too many batch messages", self.TOO_MANY))
         results, letters = [], []
-        at_text = datetime.fromtimestamp(self.now_us() / 1e6, UTC).isoformat().replace("+00:00", "0Z")
+        now = datetime.fromtimestamp(self.now_us() / 1e6, UTC)
+        at_text = f"{now:%Y-%m-%dT%H:%M:%S.%f}0Z"
         for message in messages:
             said = self.wrong_with(message)
             if said:

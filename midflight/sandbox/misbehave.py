@@ -62,6 +62,7 @@ ACCEPTS = frozenset((ANSWER, "202", "drip", "bad_json", "garble", *(name for nam
 TLS_ALERT = bytes.fromhex("15030300020228")  # fatal, handshake_failure
 block = 1024
 stop_s_max = 5.0
+drip_s_min = 0.001  # the loop's clock has milliseconds
 
 
 class Plan:
@@ -199,6 +200,6 @@ class Listener:
             return
         transport.write(answer[:1])
         if len(answer) > 1:
-            self.loop.call_later(self.plan.drip_s, self.drip, transport, answer[1:], done)
+            self.loop.call_later(max(self.plan.drip_s, drip_s_min), self.drip, transport, answer[1:], done)
         else:
             done()
