@@ -21,7 +21,7 @@ import msgspec
 import pytest
 import trustme
 
-from midflight.act.channels import REGISTRY, Answer
+from midflight.act.channels import REGISTRY, Answer, Outcome
 from midflight.act.channels.channel import EXAMPLE, SECOND, Message, channel_of
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import MidflightError, NotFound
@@ -257,14 +257,43 @@ def test_a_batch_is_accepted_one_by_one(how: str, inbox: Inbox, start: Callable[
     assert inbox.messages() == [taken(EXAMPLE, vendor, ids[0]), taken(SECOND, vendor, ids[1])]
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY.names() if name == "sendgrid"])
+SETTINGS = {
+    "sendgrid": {"api_key": KEYS["sendgrid"]},
+    "mailgun": {"api_key": KEYS["mailgun"], "domain": "mail.shop.example"},
+    "ses": dict(zip(("access_key_id", "secret_access_key"), KEYS["ses"].split(":"), strict=True)) | {"region": "eu-central-1"},
+    "postmark": {"server_token": KEYS["postmark"]},
+    "resend": {"api_key": KEYS["resend"]},
+}
+CHANNELS = [name for name in REGISTRY.names() if name in SETTINGS]
+ODD = msgspec.structs.replace(EXAMPLE, campaign="Frühling 2026", subject="ü" * 100, to_name='Ada "L", von', intent="in-odd")
+
+
+def through(name: str, apis: Apis, messages: list[Message]) -> list[Outcome]:
+    """Send through a channel and return what it makes of the answer, or of none."""
+    channel = channel_of(REGISTRY.get(name), SETTINGS[name] | {"url": apis.url}, name)
+    call = channel.call(messages, NOW_US)
+    try:
+        answer = httpx.request(call.method, call.url, headers=call.headers, content=call.body, timeout=patience_s)
+    except httpx.HTTPError:
+        return [Outcome(kind="unknown")] * len(messages)
+    return channel.outcomes(messages, Answer(status=answer.status_code, headers=dict(answer.headers), body=answer.content))
+
+
+@pytest.mark.parametrize("name", CHANNELS)
 def test_a_channel_and_its_fake_understand_each_other(name: str, inbox: Inbox, start: Callable[..., Apis]) -> None:
     """What the channel writes the fake accepts, and what the fake answers the channel reads: sent, with the same id."""
-    channel = channel_of(REGISTRY.get(name), {"api_key": KEYS[name], "url": start().url}, name)
-    call = channel.call([EXAMPLE], NOW_US)
-    answer = httpx.request(call.method, call.url, headers=call.headers, content=call.body)
-    (outcome,) = channel.outcomes([EXAMPLE], Answer(status=answer.status_code, headers=dict(answer.headers), body=answer.content))
-    assert outcome.kind == "sent" and inbox.messages() == [taken(EXAMPLE, name, outcome.message_id)]
+    apis = start()
+    for message in (EXAMPLE, SECOND, ODD):
+        (outcome,) = through(name, apis, [message])
+        assert outcome.kind == "sent" and inbox.messages()[-1] == taken(message, name, outcome.message_id)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HTTP if kind != "accept_and_hang"])
+@pytest.mark.parametrize("name", CHANNELS)
+def test_no_channel_takes_a_misbehaviour_for_what_it_is_not(name: str, kind: str, inbox: Inbox, start: Callable[..., Apis]) -> None:
+    """Whatever the fake does, a channel says `sent` only of what was accepted, and `refused` or `later` only of what was not."""
+    (outcome,) = through(name, start(Plan({0: kind}, drip_s=0.001)), [EXAMPLE])
+    assert {"sent": len(inbox) == 1, "unknown": True}.get(outcome.kind, len(inbox) == 0), outcome
 
 
 def test_the_fakes_are_the_vendors_that_are_played() -> None:

@@ -100,10 +100,10 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._taken)
 
-    def messages(self, start: int = 0) -> list[Accepted]:
-        """Return the messages from the ``start``-th on."""
+    def messages(self, start: int = 0, end: int | None = None) -> list[Accepted]:
+        """Return the messages from the ``start``-th on, up to the ``end``-th."""
         with self._more:
-            return self._taken[start:]
+            return self._taken[start:end]
 
     def wait(self, count: int, timeout_s: float) -> bool:
         """Wait until ``count`` messages are there; return False where the time is up before."""
