@@ -538,6 +538,7 @@ def test_a_misbehaviour_is_what_it_says(kind: str, vendor: str, inbox: Inbox, st
     heard = post(apis, *ONE[vendor]([EXAMPLE]), timeout_s=silence_s if kind == "accept_and_hang" else patience_s)
     seen = heard._replace(status=200) if vendor == "sendgrid" and kind in ("answer", "drip") and heard.status == 202 else heard
     assert SEEN[kind](seen), heard
+    assert inbox.wait(kind in ACCEPTS, patience_s)
     assert [m.intent for m in inbox.messages()] == [EXAMPLE.intent] * (kind in ACCEPTS)
     assert post(apis, *ONE[vendor]([SECOND])).status in (200, 202)
     assert inbox.messages()[-1].intent == SECOND.intent and apis.plan.happened == (
@@ -932,7 +933,6 @@ SMTP_SEEN = {
 def transact(port: int, intent: bytes, timeout_s: float = patience_s) -> list[int]:
     """Send one mail in a group and return all codes that come, -1 where nothing comes any more."""
     with Line(port) as line:
-        line.sock.settimeout(timeout_s)
         if line.answer() != 220:
             return []
         line.say(b"EHLO me\r\n")
@@ -940,6 +940,7 @@ def transact(port: int, intent: bytes, timeout_s: float = patience_s) -> list[in
         while len(codes) < 3 and codes[-1]:
             codes.append(line.answer())
         if codes[-1] == 354:
+            line.sock.settimeout(timeout_s)
             try:
                 codes += line.say(MAIL % intent)
             except TimeoutError:
@@ -952,6 +953,7 @@ def test_a_misbehaviour_over_smtp_is_what_it_says(kind: str, inbox: Inbox, liste
     """The codes are those of the name, the mail is accepted or not as the table says, and the next connection is served."""
     box = listen(Plan({0: kind}, drip_s=0.001))
     assert transact(box.port, b"one", silence_s if kind == "accept_and_hang" else patience_s) == SMTP_SEEN[kind]
+    assert inbox.wait(kind in ACCEPTS, patience_s)
     assert [m.intent for m in inbox.messages()] == ["one"] * (kind in ACCEPTS)
     assert transact(box.port, b"two") == SMTP_SEEN["answer"] and inbox.messages()[-1].intent == "two"
 
