@@ -254,12 +254,16 @@ class _Feeding(Runner):
 
 
 class Reactor:
-    """A thread that lets people react to what comes into an inbox and reports it to a door, until it is stopped."""
+    """A thread that lets people react to what comes into an inbox, and reports it to a door.
+
+    Stopped, it still takes what is in the inbox and sends what is due; what would happen later is left out.
+    """
 
     def __init__(self, inbox: Inbox, react: React, door: str, sources: dict[str, Source], *, clock: Clock | None = None) -> None:
         self.inbox = inbox
         self.react = react
         self.seen = 0
+        self._ending = False
         clock = clock or Clock()
         self._runner = _Feeding(door, sources, self._more, speed=react.speed, clock=clock)
         self._first = react.identify(clock.now_us())
@@ -273,6 +277,7 @@ class Reactor:
         new = self.inbox.messages(self.seen, self.seen + take_max)
         self.seen += len(new)
         self.react.take(new)
+        self._runner.stopping = self._ending and self.seen >= len(self.inbox)
         return self.react.due(now_us)
 
     def __enter__(self) -> Reactor:
@@ -280,5 +285,5 @@ class Reactor:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._runner.stopping = True
+        self._ending = True
         self._thread.join()
