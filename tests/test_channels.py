@@ -61,13 +61,24 @@ def test_an_answer_becomes_outcomes(name: str, number: int) -> None:
             assert {name: getattr(outcome, name) for name in expected} == expected
 
 
-UGLY = [b"", b"null", b"[]", b"{}", b"\xff\xfe", b'{"errors": 3}', b"<html>502</html>", b'[{"status": 1}]', b'{"a":' * 2000, b'"' + b"x" * 9999]
+UGLY = [
+    b"",
+    b"null",
+    b"[]",
+    b"{}",
+    b"\xff\xfe",
+    b'{"errors": 3}',
+    b"<html>502</html>",
+    b'[{"status": 1}]',
+    b'{"a":' * 2000,
+    b'"' + b"x" * 9999,
+]
 
 
 @pytest.mark.parametrize("name", REGISTRY.names())
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 302, 400, 401, 404, 408, 409, 413, 422, 429, 500, 502, 503])
 def test_no_answer_is_trusted(name: str, status: int) -> None:
-    """Whatever comes back, there is one outcome for each message, of a known kind; a 5xx or unreadable 2xx is never taken for a yes or a no."""
+    """Whatever comes back, there is one outcome for each message, of a known kind; an unreadable 5xx is neither yes nor no."""
     kind = REGISTRY.get(name)
     channel = channel_of(kind, kind.EXAMPLES[0]["settings"], name)
     messages = [EXAMPLE, SECOND][: kind.batch_max]
@@ -98,7 +109,9 @@ def test_text_beyond_ascii_and_markup_survive(name: str) -> None:
     """Names and subjects in any script, quotes and percent signs arrive as they are, and a message without HTML or names goes too."""
     kind = REGISTRY.get(name)
     channel = channel_of(kind, kind.EXAMPLES[0]["settings"], name)
-    odd = msgspec.structs.replace(EXAMPLE, to_name='Zoë "Z" <z>, Ü', from_name="Ταυ & Söhne", subject="50 % auf {{ alles }} – 日本 %recipient%")
+    odd = msgspec.structs.replace(
+        EXAMPLE, to_name='Zoë "Z" <z>, Ü', from_name="Ταυ & Söhne", subject="50 % auf {{ alles }} – 日本 %recipient%"
+    )
     plain = msgspec.structs.replace(EXAMPLE, html="", to_name="", from_name="", reply_to="", headers={})
     for message in (odd, plain):
         call = channel.call([message], NOW_US)

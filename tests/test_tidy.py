@@ -63,7 +63,8 @@ def tree() -> list[Code]:
 
 # A folder imports only what stands before it. The last line is the top: it may import everything, itself included.
 ORDER = [
-    "kit", "events", "config", "sources", "log", "stream", "metrics", "decide", "act", "store", "engine", "importing", "serve", "sandbox",
+    "kit", "events", "config", "sources", "log", "stream", "metrics", "decide", "act", "store", "engine", "evaluate", "importing", "serve",
+    "sandbox",
 ]  # fmt: skip
 TOP = {"flow", "supervise", "commands", "cli", "__main__"}
 

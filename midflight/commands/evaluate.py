@@ -17,7 +17,9 @@ from ..evaluate.experiment import Player, Row, Setting, play
 from ..evaluate.troubles import TROUBLES
 from ..kit.errors import MidflightError, NotFound, nearest
 
-app = typer.Typer(no_args_is_help=True, help="Try policies and claims on past data, in virtual time, with the code that runs in production.")
+app = typer.Typer(
+    no_args_is_help=True, help="Try policies and claims on past data, in virtual time, with the code that runs in production."
+)
 DEFAULT_POLICY = "finite_list"
 SIZES = ((20_000, 8.0), (50_000, 8.0), (50_000, 24.0), (200_000, 8.0))
 aa_campaigns = 10_000
@@ -52,7 +54,14 @@ def experiment(
     note = Console(stderr=True)
     left_out = f" ({alone} with a single arm left out)" if alone else ""
     note.print(f"{len(tests):,} tests{left_out}, {count:,} campaigns a row, {len(settings)} rows", highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("campaigns"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("campaigns"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     table = table_of(aa)
     with Progress(*columns, console=note, transient=True) as bar:
         task = bar.add_task("Sending", total=count * len(settings))
@@ -84,7 +93,9 @@ def sizes(recipients: list[int], hours: list[float]) -> list[tuple[int, float]]:
 
 
 def table_of(aa: bool) -> Table:
-    table = Table(title="A/A: no arm is better" if aa else "Clicks gained, as a share of the gap between an equal split and the best arm alone")
+    table = Table(
+        title="A/A: no arm is better" if aa else "Clicks gained, as a share of the gap between an equal split and the best arm alone"
+    )
     for heading in ("policy", "trouble"):
         table.add_column(heading)
     for heading in ("recipients", "hours", "share of gap", "95 %", "winners", "wrong", "wrong rate", "median at"):

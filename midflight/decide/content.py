@@ -5,8 +5,8 @@ A group is one combination of the values of some attributes. The rate of option 
     base(values of g) + option k + sum over attributes of (option k with that value) + (option k in g alone)
 
 with a normal prior for every effect, whose variance for each kind is learned from the data themselves (empirical Bayes, by expectation
-maximisation): without signs of a difference between groups their own effects stay near zero and everybody gets the best option overall; with
-signs in one attribute the groups that share its value move together.
+maximisation): without signs of a difference between groups their own effects stay near zero and everybody gets the best option overall;
+with signs in one attribute the groups that share its value move together.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ draws = 400
 
 
 class Groups(msgspec.Struct, kw_only=True):
-    """Counts of G groups and K options. ``values`` [G, A] numbers each attribute's value from 0 on; ``sent`` and ``reward`` [G, K] are sums,
-    ``squares`` [G, K] the sum of squared rewards (for a response of 0 or 1 the same as ``reward``)."""
+    """Counts of G groups and K options. ``values`` [G, A] numbers each attribute's value from 0 on; ``sent`` and ``reward`` [G, K] are
+    sums, ``squares`` [G, K] the sum of squared rewards (for a response of 0 or 1 the same as ``reward``).
+    """
 
     values: np.ndarray
     sent: np.ndarray

@@ -21,10 +21,12 @@ LOG_AGE = np.array([math.log(0.5), *(0.5 * (math.log(a) + math.log(b)) for a, b 
 PUBLISHED = ((1 / 60, 0.005), (0.05, 0.02), (0.1, 0.045), (0.25, 0.107), (0.5, 0.185), (1, 0.28), (3, 0.5), (6, 0.62), (12, 0.75),
     (24, 0.82), (48, 0.917), (168, 0.981))  # fmt: skip
 own_clicks = 5.0  # what the published curve counts for, in clicks
-# Arms differ in speed by a factor exp(delta), delta normal with this deviation: subject lines that ask for an answer today do.
-speed_deviation = 0.35
+# Arms differ in speed by a factor exp(delta), as subject lines that ask for an answer today do: mostly not at all, else normal.
+same_speed = 0.9
+speed_deviation = 0.5
 SPEEDS = np.linspace(-1.2, 1.2, 13)
-SPEED_PRIOR = -0.5 * (SPEEDS / speed_deviation) ** 2
+_NORMAL = np.exp(-0.5 * (SPEEDS / speed_deviation) ** 2)
+SPEED_PRIOR = np.log((1 - same_speed) * _NORMAL / _NORMAL.sum() + same_speed * (np.arange(SPEEDS.size) == SPEEDS.size // 2))
 
 
 def published() -> np.ndarray:
@@ -88,8 +90,8 @@ def speed_likelihood(sent: np.ndarray, responses: np.ndarray, arm: int, rates: n
 
     ``sent`` [W, K], ``responses`` [W, K, J], ``rates`` [K] of all arms as if they were equally fast. A response of a wave and an age is the
     arm's with a probability in proportion to what it was sent and its rate; where its people are slower by a factor exp(delta), with an
-    added slope of delta / spread**2 over log age (``spread``: deviation of the logarithm of delays; exact for lognormal ones). The curve of all
-    does not enter, so its noise cannot be mistaken for a difference. Quadratic in the slope.
+    added slope of delta / spread**2 over log age (``spread``: deviation of the logarithm of delays; exact for lognormal ones). The curve of
+    all does not enter, so its noise cannot be mistaken for a difference. Quadratic in the slope.
     """
     waves, arms, buckets = responses.shape
     weight = 0.0

@@ -11,7 +11,6 @@ import numpy as np
 from . import delays
 from .delays import SPEED_PRIOR, SPEEDS, learn_curve, log_spread, share_by, speed_likelihood
 
-
 mean_weight = 0.02  # of the rate expected before, in arms
 # How much more or less than usual the arms of one campaign differ, and how often.
 SPREADS = np.array([0.4, 0.7, 1.0, 1.45])
@@ -36,9 +35,9 @@ class Prior(msgspec.Struct, kw_only=True):
 class Evidence(msgspec.Struct, kw_only=True):
     """An experiment with K arms after W waves. Times are seconds since its start.
 
-    ``sent`` [W, K] recipients; ``responses`` [W, K, J] people who reached the goal, by age bucket of their first response (the buckets of
-    ``delays.AGES_S``); ``live`` [K] whether an arm may still be sent. ``left`` recipients have no message yet. A wave can be sent now and at
-    each of ``ahead`` later moments, the last of them at ``end_s``; each takes at most ``wave_max`` recipients.
+    ``sent`` [W, K] recipients; ``responses`` [W, K, J] people who reached the goal, by age bucket of their first response (those of
+    ``delays.AGES_S``); ``live`` [K] whether an arm may still be sent. ``left`` recipients have no message yet. A wave can be sent now and
+    at each of ``ahead`` later moments, the last of them at ``end_s``; each takes at most ``wave_max`` recipients.
     """
 
     now_s: float
@@ -93,8 +92,8 @@ def believe(evidence: Evidence, prior: Prior) -> Belief:
     curve = learn_curve(evidence.responses.sum(1), age, prior.curve, prior.curve_weight)
     shape, rate, seen, coming = (np.empty(evidence.arms) for _ in range(4))
     _believe(
-        evidence.sent, evidence.responses, age, evidence.end_s - evidence.now_s, curve, log_spread(curve), prior.rate, prior.rate_weight, prior.spread,
-        shape, rate, seen, coming,
+        evidence.sent, evidence.responses, age, evidence.end_s - evidence.now_s, curve, log_spread(curve),
+        prior.rate, prior.rate_weight, prior.spread, shape, rate, seen, coming,
     )  # fmt: skip
     return Belief(shape=shape, rate=rate, seen=seen, coming=coming, curve=curve)
 
@@ -150,7 +149,6 @@ def _believe(sent, responses, age_s, left_s, curve, log_spread, base, base_weigh
         shape[k] = mean * rate[k]
 
 
-
 @numba.njit(cache=True)
 def _learn_spread(came, seen, base, base_weight, spread):
     """Return shape and rate of the gamma that the arms' rates are drawn from, for responses and exposures [K].
@@ -165,8 +163,8 @@ def _learn_spread(came, seen, base, base_weight, spread):
         rate = shape / means[i]
         log_weight[i] = math.log(SPREAD_PRIOR[i])
         for k in range(came.size):
-            log_weight[i] += math.lgamma(shape + came[k]) - math.lgamma(shape) + shape * math.log(rate) - (shape + came[k]) * math.log(
-                rate + seen[k]
+            log_weight[i] += (
+                math.lgamma(shape + came[k]) - math.lgamma(shape) + shape * math.log(rate) - (shape + came[k]) * math.log(rate + seen[k])
             )
     weight = np.exp(log_weight - log_weight.max())
     square = spread**2 * (weight * SPREADS**2).sum() / weight.sum()

@@ -19,7 +19,7 @@ leader_share = 0.9  # of a wave in the trouble `adaptive`
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """What became of one campaign. ``gained`` responses are expected ones over an equal split, ``gap`` what the best arm alone would gain."""
+    """What became of one campaign. ``gained`` responses are those over an equal split, ``gap`` what the best arm alone would gain."""
 
     gained: float
     gap: float

@@ -21,7 +21,7 @@ floor = 0.02  # least share of an option in the made-up send
 
 
 class Experiment(msgspec.Struct, kw_only=True):
-    """N recipients who got one of K options at random: ``values`` [N, A] numbers their attributes' values, ``option`` [N], ``reward`` [N]."""
+    """N recipients who got one of K options at random: ``values`` [N, A] number their attributes' values; ``option``, ``reward`` [N]."""
 
     attributes: list[str]
     options: list[str]
@@ -158,7 +158,9 @@ def _send(world: World, values: np.ndarray, rates: np.ndarray, sizes: np.ndarray
         if wave:
             groups = Groups(values=values, sent=sent, reward=reward, squares=reward)
             if not by_group:
-                groups = Groups(values=np.zeros((1, 1), np.int64), sent=sent.sum(0)[None], reward=reward.sum(0)[None], squares=reward.sum(0)[None])
+                groups = Groups(
+                    values=np.zeros((1, 1), np.int64), sent=sent.sum(0)[None], reward=reward.sum(0)[None], squares=reward.sum(0)[None]
+                )
             shares = floor + (1 - floor * world.options) * chances(believe(groups), random) + np.zeros(rates.shape)
         people = random.multinomial(world.recipients // world.waves, sizes)
         given = np.stack([random.multinomial(n, share / share.sum()) for n, share in zip(people, shares, strict=True)])

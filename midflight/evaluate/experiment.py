@@ -115,7 +115,8 @@ def row(setting: Setting, outcomes: list[Outcome]) -> Row:
     """Return the sums of a setting's campaigns."""
     gained, gap = (np.array([getattr(outcome, name) for outcome in outcomes]) for name in ("gained", "gap"))
     share = half = None
-    if gap.sum() > 0:
+    # Equal rates may differ in their last digit.
+    if gap.sum() > 1e-9 * setting.recipients * len(outcomes):
         share = float(gained.sum() / gap.sum())
         # A ratio of sums over independent tests: the deviation of its linear part.
         half = Z_95 * math.sqrt(float(((gained - share * gap) ** 2).sum())) / float(gap.sum())

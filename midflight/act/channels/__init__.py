@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...kit.plugins import Registry
-from .channel import Answer, Channel, Call, Message, Outcome
+from .channel import Answer, Call, Channel, Message, Outcome
 
 REGISTRY = Registry(__name__, "channel")
 

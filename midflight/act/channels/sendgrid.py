@@ -19,12 +19,14 @@ class Settings(channel.Settings, kw_only=True):
 class SendGrid(Channel):
     """`POST /v3/mail/send` (https://www.twilio.com/docs/sendgrid/api-reference/mail-send/mail-send).
 
-    One message a call: several personalizations of one call share subject parts and body, which here differ for each recipient. SendGrid has
-    no idempotency key; what was accepted answers 202 with the message id in a header.
+    One message a call: the personalizations of one call share the body, which here differs for each recipient. SendGrid has no
+    idempotency key; what was accepted answers 202 with the message id in a header.
     """
 
     label: ClassVar[str] = "SendGrid"
-    doc: ClassVar[str] = "Campaign, variant, wave and intent travel as `custom_args`. Open and click tracking follow the account's settings."
+    doc: ClassVar[str] = (
+        "Campaign, variant, wave and intent travel as `custom_args`. Open and click tracking follow the account's settings."
+    )
     source: ClassVar[str] = "sendgrid"
     Settings = Settings
 

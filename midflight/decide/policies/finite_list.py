@@ -37,7 +37,7 @@ class FiniteList(Policy, kw_only=True):
     start_scale: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.2  # of the best test size, if one test were all there is
     learning_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.4  # of the list in the small waves
     learning_until: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95  # of the hours
-    floor: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.005  # least share of a live arm in each wave but the last
+    floor: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.001  # least share of a live arm in each wave but the last
 
     def plan(self, evidence: Evidence, prior: Prior, random: Generator) -> Plan:
         if evidence.live.sum() == 1:

@@ -30,7 +30,7 @@ class Policy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def bounded(evidence: Evidence, wanted: float) -> int:
-    """Return how many the wave takes: about as many as wanted, what is left at the last moment, and never so few that the rest cannot go."""
+    """Return how many the wave takes: about as many as wanted, all at the last moment, never so few that the rest cannot go."""
     if evidence.ahead == 0:
         return min(evidence.left, evidence.wave_max)
     least = evidence.left - evidence.wave_max * evidence.ahead
