@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 
-from liquid import Environment, Markup
+from liquid import Environment, Markup, escape
 from liquid.exceptions import FilterArgumentError
-from liquid.filter import with_environment
 
-# `safe` and `escapejs` would let a value through unescaped.
+# Values are escaped where they are written, and nothing can say that they need not be.
 REMOVED = ("safe", "escapejs")
+# What leaves markup whole; every other filter gets its text, so that no filter can take a tag apart or put one together.
+LEAVES_MARKUP = ("default", "strip", "lstrip", "rstrip")
 
 
-def put_into(env: Environment, *, from_html: bool) -> None:
-    """Change an environment's filters. ``from_html``: the template was made from an HTML one and is to give plain text."""
+def put_into(env: Environment, kind: str) -> None:
+    """Change an environment's filters to those of a kind of template, as ``language.environment`` names them."""
     for name in REMOVED:
         del env.filters[name]
     env.filters["date"] = date_
     for name in ("url_decode", "base64_decode", "base64_url_safe_decode"):
         env.filters[name] = _cleaned(env.filters[name])
-    for name in ("replace", "replace_first", "replace_last", "remove", "remove_first", "remove_last", "split"):
-        env.filters[name] = _wary(env.filters[name])
-    if from_html:
-        for name in ("escape", "escape_once", "newline_to_br"):
-            env.filters[name] = _as_it_is
+    if kind == "html":
+        # Escaping is done once, at the end.
+        env.filters |= {"escape": _as_it_is, "escape_once": _unescaped, "newline_to_br": _broken}
+    if kind == "plain_from_html":
+        env.filters |= {"escape": _as_it_is, "escape_once": _unescaped, "newline_to_br": _as_it_is}
 
 
 # -- what comes out of a filter is no more trusted than what went in --------------------------------------------------------------------
@@ -57,24 +59,16 @@ def _cleaned(decode: Callable) -> Callable:
     return decoded
 
 
-def _wary(change: Callable) -> Callable:
-    """Return a filter that takes text apart, such that it cannot undo the escaping of what was escaped before.
-
-    Escaped text holds ``<`` or a quote only where the author wrote one. So it stays escaped when the author's markup is what is looked for
-    (``replace: "<br />", "</p><p>"``); otherwise (``replace: "&lt;", "<"``) the result is plain text and escaped once more.
-    """
-
-    def changed(value: object, sought: object = "", *others: object) -> object:
-        if isinstance(value, Markup) and not (isinstance(sought, Markup) and any(mark in sought for mark in "<>\"'")):
-            value, sought, others = str(value), str(sought), tuple(str(other) for other in others)
-        return change(value, sought, *others)
-
-    return changed
-
-
 def _as_it_is(value: object) -> str:
-    """Escaping and line-breaking are HTML's: plain text takes the value as it is."""
     return "" if value is None else str(value)
+
+
+def _unescaped(value: object) -> str:
+    return clean_text(html.unescape(_as_it_is(value)))
+
+
+def _broken(value: object) -> Markup:
+    return Markup(re.sub(r"\r?\n", "<br />\n", escape(_as_it_is(value))))
 
 
 # -- dates -------------------------------------------------------------------------------------------------------------------------------
@@ -98,8 +92,7 @@ _DIRECTIVE = re.compile(r"%(-?)(.)", re.DOTALL)
 _SECONDS = re.compile(r"-?\d{1,11}(\.\d+)?")
 
 
-@with_environment
-def date_(value: object, form: object = "%Y-%m-%d", *, environment: Environment) -> str:
+def date_(value: object, form: object = "%Y-%m-%d") -> str:
     """Return a date in the form that is asked for, in UTC and with English names: the same on every machine.
 
     A value is ISO 8601 text or seconds since 1970; anything else comes back as it is. ``"now"`` is the time that the message is made.

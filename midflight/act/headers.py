@@ -22,7 +22,8 @@ def one_line(text: str, chars_max: int) -> str:
     """Return text as one line without control characters, single spaces between words, cut at whole characters with ``…``."""
     if not text.isprintable():
         text = _REORDER.sub("", _BREAKS.sub(" ", text))
-    text = " ".join(text.split())
+    # What begins like an encoded word (RFC 2047) would be decoded, and could hold line breaks.
+    text = " ".join(text.replace("=?", "= ?").split())
     return text if len(text) <= chars_max else _cut(text, chars_max)
 
 

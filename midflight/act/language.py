@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple, TextIO
 
-from liquid import Environment, escape
+from liquid import Environment, Markup, escape
 from liquid.ast import Node
 from liquid.builtin.content import ContentNode
 from liquid.builtin.expressions import FilteredExpression, Nil, Path
 from liquid.builtin.expressions.primitive import Literal, RangeLiteral, StringLiteral
 from liquid.builtin.output import Output, OutputNode
+from liquid.builtin.tags.capture_tag import CaptureNode, CaptureTag
 from liquid.builtin.tags.comment_tag import CommentNode
 from liquid.builtin.tags.cycle_tag import CycleNode, CycleTag
 from liquid.builtin.tags.echo_tag import EchoNode, EchoTag
@@ -34,6 +35,7 @@ from ..kit.errors import MidflightError, nearest
 from . import filters
 
 source_chars_max = 500_000
+tags_max = 5_000  # pieces of Liquid in one template
 output_bytes_max = 2_000_000
 work_max = 200_000  # one unit is about a microsecond: a node, an expression, a filter, 200 characters looked at
 iterations_max = 10_000  # of one loop
@@ -55,7 +57,6 @@ _ROOTS = {name.partition(".")[0] for name in SYSTEM} | {"attributes"}
 # Mistakes of a template or a value that come as Python's own errors.
 _TROUBLE = (
     LiquidError, LiquidInterrupt, ValueError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError, AttributeError,
-    AssertionError,
 )  # fmt: skip
 
 
@@ -100,6 +101,26 @@ def tags_of(source: str) -> list[Tag]:
         Tag(found.start(), found.end(), found["raw"] or found["comment"] or found["name"] or "{{", found[0])
         for found in _TAG.finditer(source)
     ]
+
+
+ENDS = {"if": "endif", "unless": "endunless", "case": "endcase", "for": "endfor", "capture": "endcapture"}
+
+
+def whole(tags: list[Tag]) -> bool:
+    """Whether pieces of Liquid form whole blocks: none is left open, none that was opened elsewhere is closed or left."""
+    open_blocks: list[str] = []
+    for tag in tags:
+        if tag.name in ENDS:
+            open_blocks.append(tag.name)
+        elif tag.name in ENDS.values():
+            if not open_blocks or ENDS[open_blocks.pop()] != tag.name:
+                return False
+        elif tag.name in ("break", "continue"):
+            if "for" not in open_blocks:
+                return False
+        elif tag.name in ("else", "elsif", "when") and not open_blocks:
+            return False
+    return not open_blocks
 
 
 def line_of(source: str, index: int) -> int:
@@ -154,6 +175,8 @@ def _bounded(name: str, run: Callable, budget: Budget) -> Callable:
         for given in (value, *arguments):
             _within(given)
             budget.spend(1 + _size(given) // 200)
+        if isinstance(value, Markup) and name not in filters.LEAVES_MARKUP:
+            value = value.unescape()
         budget.spend(_grown(name, value, arguments) // 200)
         if name == "uniq" and isinstance(value, list):
             budget.spend(len(value) * len(value) // 50)
@@ -242,11 +265,10 @@ _OPENS = re.compile(r"\{(?=[{%#]|$)")
 
 def shown(value: object, html: bool) -> str:
     """Return a value as it is written. In HTML it is escaped. It never reads as a template tag to whoever handles the message next."""
-    # As plain text: markup that is escaped already would escape what is put into it.
-    return _guarded(str(to_liquid_string(value, html)), html)
-
-
-def _guarded(text: str, html: bool) -> str:
+    text = to_liquid_string(value, autoescape=False)
+    if html:
+        # As plain text: markup that is escaped already would escape what is put into it.
+        text = str(escape(text))
     if "{" in text:
         return text.replace("{", "&#123;") if html else _OPENS.sub("{ ", text)
     return text
@@ -254,7 +276,7 @@ def _guarded(text: str, html: bool) -> str:
 
 class _OutputNode(OutputNode):
     def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:
-        return buffer.write(shown(self.expression.evaluate(context), context.autoescape))
+        return buffer.write(shown(self.expression.evaluate(context), context.env.html))
 
 
 class _EchoNode(EchoNode):
@@ -265,7 +287,17 @@ class _CycleNode(CycleNode):
     def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:
         own = context.get_buffer(buffer)
         super().render_to_output(context, own)
-        return buffer.write(_guarded(own.getvalue(), context.autoescape))
+        return buffer.write(shown(own.getvalue(), context.env.html))
+
+
+class _CaptureNode(CaptureNode):
+    def render_to_output(self, context: RenderContext, buffer: TextIO) -> int:
+        own = context.get_buffer(buffer)
+        self.block.render(context, own)
+        text = own.getvalue()
+        # What was captured in HTML is escaped. It is text again, unless it has tags: those are the author's, a value's are escaped.
+        context.assign(self.name, text if not context.env.html else Markup(text) if "<" in text else Markup(text).unescape())
+        return 0
 
 
 class _Output(Output):
@@ -280,11 +312,16 @@ class _Cycle(CycleTag):
     node_class = _CycleNode
 
 
+class _Capture(CaptureTag):
+    node_class = _CaptureNode
+
+
 class _Bound(BoundTemplate):
     context_class = _Context
 
 
 class _Environment(Environment):
+    html = False  # whether what is written is escaped; the engine's own escaping trusts what stands in quotes, and is off
     block_nesting_limit = nesting_max
     local_namespace_limit = variables_bytes_max
     output_stream_limit = output_bytes_max
@@ -294,13 +331,14 @@ class _Environment(Environment):
 @cache
 def environment(kind: str) -> Environment:
     """Return the language for ``html``, for ``plain`` text, or for ``plain_from_html``: text that was made from an HTML template."""
-    made = _Environment(autoescape=kind == "html", strict_filters=True)
-    for tag in (_Output, _Echo, _Cycle):
+    made = _Environment(autoescape=False, strict_filters=True)
+    made.html = kind == "html"
+    for tag in (_Output, _Echo, _Cycle, _Capture):
         made.add_tag(tag)
     own = {name: tag for name, tag in made.tags.items() if name in TAGS or name in ("content", "output", "illegal")}
     made.tags.clear()
     made.tags.update(own)
-    filters.put_into(made, from_html=kind == "plain_from_html")
+    filters.put_into(made, kind)
     return made
 
 
@@ -371,6 +409,8 @@ class Script:
                 where=f"{where}:{line_of(source, unwanted - 1)}",
             )  # fmt: skip
         _check_ends(source, where)
+        if source.count("{{") + source.count("{%") > tags_max:
+            raise TemplateError("Template", expected=f"at most {tags_max:,} pieces of Liquid", where=where)
         self.bound = _parsed(source, kind, where)
         self.uses: list[Use] = []
         self._read()
@@ -524,6 +564,7 @@ def _weight(node: Node) -> int:
         weight += len(node.text) // 200
     for expression in _expressions(node):
         weight += 1 + (len(expression.value) // 200 if isinstance(expression, StringLiteral) else 0)
+        weight += len(expression.path) // 10 if isinstance(expression, Path) else 0
     return weight if isinstance(node, ForNode) else weight + sum(_weight(child) for child in _children(node))
 
 
@@ -616,16 +657,13 @@ def _error_line(error: BaseException, source: str) -> int:
     return line_of(source, token.start_index)
 
 
-_ENDS = {"if": "endif", "unless": "endunless", "case": "endcase", "for": "endfor", "capture": "endcapture"}
-
-
 def _broken_line(source: str, env: Environment) -> int:
     """Return the line of the piece that is wrong by itself, or of the block that is not closed, or of the end."""
     tags = tags_of(source)
     for tag in tags:
         alone = tag.text
-        if tag.name in _ENDS:
-            alone += f"{{% {_ENDS[tag.name]} %}}"
+        if tag.name in ENDS:
+            alone += f"{{% {ENDS[tag.name]} %}}"
         elif tag.name == "elsif":
             alone = "{% if x %}" + alone + "{% endif %}"
         elif tag.name not in ("{{", "assign", "echo", "cycle"):
@@ -636,8 +674,8 @@ def _broken_line(source: str, env: Environment) -> int:
             return line_of(source, tag.start)
     open_blocks = []
     for tag in tags:
-        if tag.name in _ENDS:
+        if tag.name in ENDS:
             open_blocks.append(tag)
-        elif tag.name in _ENDS.values() and open_blocks:
+        elif tag.name in ENDS.values() and open_blocks:
             open_blocks.pop()
     return line_of(source, open_blocks[-1].start if open_blocks else len(source))

@@ -9,7 +9,7 @@ import msgspec
 from mjml import mjml2html
 
 from ..kit.errors import nearest
-from .language import Tag, TemplateError, tags_of
+from .language import Tag, TemplateError, tags_of, whole
 
 
 class Marked(msgspec.Struct):
@@ -68,8 +68,7 @@ def places_of(source: str, where: str) -> Places:
     text = marked(source)
     _check_comments(text, where)
     reader = _Reader(text, where)
-    reader.feed(text.text)
-    reader.close()
+    read(reader, text.text, where)
     start, end = reader.body_start, reader.body_end if reader.body_end is not None else len(text.text)
     # Back to places of the source: each word before it is as long as its Liquid.
     return Places(*(len(text.restored(text.text[:at])) for at in (start, max(start, end))), reader.hidden)
@@ -79,6 +78,16 @@ def _check_comments(text: Marked, where: str) -> None:
     last = text.text.rfind("<!--")
     if last >= 0 and text.text.find("-->", last) < 0:
         raise TemplateError("A comment does not end", expected="`-->`", where=f"{where}:{text.line(last)}")
+
+
+def read(reader: HTMLParser, html: str, where: str) -> None:
+    """Let a reader read a whole document. Raises TemplateError where it cannot be read as HTML."""
+    try:
+        reader.feed(html)
+        reader.close()
+    except AssertionError as error:
+        # Python's parser says so of `<![`.
+        raise TemplateError(f"The HTML cannot be read: {str(error)[:100]}", where=where) from None
 
 
 class _Reader(HTMLParser):
@@ -91,6 +100,7 @@ class _Reader(HTMLParser):
         self.body_start, self.body_end = 0, None
         self.hidden: set[int] = set()
         self.raw = ""
+        self.inside: list[Tag] = []  # Liquid of the script or style that is open
 
     def feed(self, data: str) -> None:
         self.starts = [0, *(found.end() for found in re.finditer("\n", data))]
@@ -113,7 +123,9 @@ class _Reader(HTMLParser):
             self._refuse(found[1], "where the name of an attribute stands")
             if found[2] and found[2][0] not in "\"'":
                 self._refuse(found[2], "in an attribute without quotes")
+            self._whole(self.text.found(found[2] or ""), "attribute")
         self._refuse(rest[at:], "in a tag")
+        self._whole(self.text.found(written), "tag")
         if tag in self.CDATA_CONTENT_ELEMENTS:
             self.raw = tag
 
@@ -122,7 +134,10 @@ class _Reader(HTMLParser):
         self.raw = ""
 
     def handle_endtag(self, tag: str) -> None:
-        self.raw = ""
+        self._refuse(tag, "in the name of a tag")
+        self._whole(self.text.found(tag), "tag")
+        self._whole(self.inside, self.raw)
+        self.raw, self.inside = "", []
         if tag == "head":
             self.body_start = max(self.body_start, self.text.text.find(">", self.at()) + 1)
         elif tag == "body" or (tag == "html" and self.body_end is None):
@@ -131,20 +146,20 @@ class _Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.raw:
             self._refuse(data, f"inside of <{self.raw}>")
+            self.inside += self.text.found(data)
             return
         # A tag that does not end is no tag to this reader, and one to others once something is put after it.
         if found := re.search(r"<[A-Za-z/!?]", data):
             line = self.text.line(self.offset + self.at() + found.start())
             raise TemplateError("A tag of the HTML does not end", got=data[found.start() :][:40], where=f"{self.where}:{line}")
-        for found in re.finditer(r"<[/!?]?" + self.text.word + r"(\d+)z", data):
-            self._refuse(found[0], "in the name of a tag")
 
     def handle_comment(self, data: str) -> None:
         start = self.at() + len("<!--")
-        if data.lstrip().lower().startswith("[if"):
+        # Outlook reads what stands in a conditional comment, and other readers see the end of a comment earlier in these.
+        if data.lstrip().lower().startswith("[if") or data.startswith((">", "->")) or "--!>" in data:
             inner = _Reader(self.text, self.where, self.offset + start)
-            inner.feed(data)
-            inner.close()
+            read(inner, data, self.where)
+        self._whole(self.text.found(data), "comment")
         self.hidden |= {tag.start for tag in self.text.found(data)}
 
     def handle_decl(self, decl: str) -> None:
@@ -156,12 +171,23 @@ class _Reader(HTMLParser):
     def unknown_decl(self, data: str) -> None:
         self._refuse(data, "in a declaration")
 
+    def _whole(self, tags: list[Tag], place: str) -> None:
+        """Refuse a condition that begins in a place and ends outside: there would be two readings of what follows, and one was checked."""
+        if not whole(tags):
+            raise TemplateError(
+                f"A block of Liquid begins or ends inside of a {place}", got=tags[0].text[:60], where=f"{self.where}:{self._line(tags[0])}",
+                todo="Put the whole of it inside, or the whole of it outside",
+            )  # fmt: skip
+
+    def _line(self, tag: Tag) -> int:
+        return self.text.line(self.text.text.find(f"{self.text.word}{self.text.tags.index(tag)}z"))
+
     def _refuse(self, part: str, place: str) -> None:
         for tag in self.text.found(part):
             if tag.writes:
                 raise TemplateError(
                     f"`{tag.text[:60]}` stands {place}", expected="values only in text and in attributes with quotes",
-                    where=f"{self.where}:{self.text.line(self.text.text.find(self.text.word + str(self.text.tags.index(tag)) + 'z'))}",
+                    where=f"{self.where}:{self._line(tag)}",
                     todo="Put quotes around it, or choose between written-out variants with `{% if %}`",
                 )  # fmt: skip
 
@@ -182,6 +208,7 @@ _MJML_TAG = re.compile(
     r"""<!--.*?-->|<!\[CDATA\[.*?\]\]>|<[!?][^<>]*>|<(?P<close>/?)(?P<name>[A-Za-z][^\s/<>]*)(?:"[^"<]*"|'[^'<]*'|[^'"<>])*?(?P<empty>/?)>|<""",
     re.DOTALL,
 )
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _POSITION = re.compile(r" in root template(?: at position (\d+):\d+)?$")
 
 
@@ -189,12 +216,16 @@ def compiled(source: str, where: str) -> str:
     """Return the HTML of an MJML template, Liquid in place. Raises TemplateError with the line."""
     text = marked(source)
     _check_structure(text, where)
+    # The compiler's errors cut text without regard for characters of several bytes, and abort: it gets words instead of these.
+    runs: list[str] = []
+    text.text = _NOT_ASCII.sub(lambda found: runs.append(found[0]) or f"{text.word}{len(runs) - 1}u", text.text)
     try:
         html = mjml2html(text.text, disable_comments=False)
     except ValueError as error:
         position = _POSITION.search(str(error))
-        line = text.line(len(text.text.encode()[: int(position[1])].decode("utf-8", "ignore"))) if position and position[1] else 0
-        raise _refused(str(_POSITION.sub("", str(error))), f"{where}:{line}" if line else where) from None
+        line = text.line(int(position[1])) if position and position[1] else 0
+        raise _refused(_POSITION.sub("", str(error)), f"{where}:{line}" if line else where) from None
+    html = re.sub(text.word + r"(\d+)u", lambda found: runs[int(found[1])], html)
     kept = {tag.start for tag in text.found(html)}
     for tag in text.tags:
         if tag.start not in kept and tag.name != "comment":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from .language import Tag
-from .markup import Marked, marked
+from .language import Tag, whole
+from .markup import Marked, marked, read
 
 _SKIPPED = {"head", "script", "style", "title", "template", "noscript", "select", "textarea", "object", "svg", "audio", "video", "iframe"}
 _LINES = {
@@ -23,7 +23,7 @@ _BLANKS = re.compile("[ \t\r\n\f\u00a0]+")
 def plain_text(html: str) -> str:
     """Return the text of an HTML document that holds no Liquid."""
     reader = _TextReader(Marked(html, "\ufdd0", []))
-    return tidied(reader.read())
+    return tidied(reader.result())
 
 
 def text_template(html: str) -> str | None:
@@ -33,7 +33,7 @@ def text_template(html: str) -> str | None:
     """
     text = marked(html)
     reader = _TextReader(text)
-    made = reader.read()
+    made = reader.result()
     return None if reader.unsure else _literal(made, text)
 
 
@@ -60,24 +60,12 @@ def _raw(literal: str) -> str:
     return f"{{% raw %}}{literal}{{% endraw %}}" if "{{" in literal or "{%" in literal or literal.endswith("{") else literal
 
 
-_OPENS = {"if": "endif", "unless": "endunless", "case": "endcase", "for": "endfor"}
-_INNER = {"else", "elsif", "when", "break", "continue"}
+_REMEMBERED = {"assign", "capture", "cycle", "increment", "decrement"}
 
 
 def _closed(tags: list[Tag]) -> bool:
-    """Whether Liquid can be left out together: every block in it is closed, and nothing in it is remembered for later."""
-    open_blocks = []
-    for tag in tags:
-        if tag.name in _OPENS:
-            open_blocks.append(_OPENS[tag.name])
-        elif open_blocks and tag.name == open_blocks[-1]:
-            open_blocks.pop()
-        elif tag.name in _INNER:
-            if not open_blocks:
-                return False
-        elif tag.name not in ("{{", "echo", "raw", "comment", "#"):
-            return False
-    return not open_blocks
+    """Whether Liquid can be left out together: its blocks are whole, and nothing in it is remembered for later."""
+    return whole(tags) and not any(tag.name in _REMEMBERED for tag in tags)
 
 
 class _List:
@@ -103,9 +91,8 @@ class _TextReader(HTMLParser):
         self.kept_blanks = 0
         self.unsure = False
 
-    def read(self) -> str:
-        self.feed(self.text.text)
-        self.close()
+    def result(self) -> str:
+        read(self, self.text.text, "html")
         self.unsure = self.unsure or not _closed(self.left_out)
         return "".join(self.out)
 
