@@ -16,6 +16,10 @@ REMOVED = ("safe", "escapejs")
 LEAVES_MARKUP = ("default", "strip", "lstrip", "rstrip")
 
 
+# Put behind what stands in an attribute, by us: markup is only text there.
+TEXT = "as_text"
+
+
 def put_into(env: Environment, kind: str) -> None:
     """Change an environment's filters to those of a kind of template, as ``language.environment`` names them."""
     for name in REMOVED:
@@ -25,7 +29,7 @@ def put_into(env: Environment, kind: str) -> None:
         env.filters[name] = _cleaned(env.filters[name])
     if kind == "html":
         # Escaping is done once, at the end.
-        env.filters |= {"escape": _as_it_is, "escape_once": _unescaped, "newline_to_br": _broken}
+        env.filters |= {"escape": _as_it_is, "escape_once": _unescaped, "newline_to_br": _broken, TEXT: _same}
     if kind == "plain_from_html":
         env.filters |= {"escape": _as_it_is, "escape_once": _unescaped, "newline_to_br": _as_it_is}
 
@@ -57,6 +61,10 @@ def _cleaned(decode: Callable) -> Callable:
         return clean_text(str(decode(value)))
 
     return decoded
+
+
+def _same(value: object) -> object:
+    return value
 
 
 def _as_it_is(value: object) -> str:

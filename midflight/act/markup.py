@@ -56,11 +56,15 @@ _TAG_NAME = re.compile(r"<[A-Za-z][^\s/>]*")
 
 
 class Places(msgspec.Struct):
-    """Where things stand in an HTML template, as places of its text. ``hidden``: Liquid that a reader never sees, in a comment."""
+    """Where things stand in an HTML template, as places of its text.
+
+    ``hidden`` is Liquid that a reader never sees, in a comment; ``quoted`` is Liquid in the value of an attribute.
+    """
 
     body_start: int
     body_end: int
     hidden: set[int]
+    quoted: set[int]
 
 
 def places_of(source: str, where: str) -> Places:
@@ -71,7 +75,7 @@ def places_of(source: str, where: str) -> Places:
     read(reader, text.text, where)
     start, end = reader.body_start, reader.body_end if reader.body_end is not None else len(text.text)
     # Back to places of the source: each word before it is as long as its Liquid.
-    return Places(*(len(text.restored(text.text[:at])) for at in (start, max(start, end))), reader.hidden)
+    return Places(*(len(text.restored(text.text[:at])) for at in (start, max(start, end))), reader.hidden, reader.quoted)
 
 
 def _check_comments(text: Marked, where: str) -> None:
@@ -99,6 +103,7 @@ class _Reader(HTMLParser):
         self.starts = [0]
         self.body_start, self.body_end = 0, None
         self.hidden: set[int] = set()
+        self.quoted: set[int] = set()
         self.raw = ""
         self.inside: list[Tag] = []  # Liquid of the script or style that is open
 
@@ -124,6 +129,7 @@ class _Reader(HTMLParser):
             if found[2] and found[2][0] not in "\"'":
                 self._refuse(found[2], "in an attribute without quotes")
             self._whole(self.text.found(found[2] or ""), "attribute")
+            self.quoted |= {liquid.start for liquid in self.text.found(found[2] or "")}
         self._refuse(rest[at:], "in a tag")
         self._whole(self.text.found(written), "tag")
         if tag in self.CDATA_CONTENT_ELEMENTS:
@@ -159,6 +165,7 @@ class _Reader(HTMLParser):
         if data.lstrip().lower().startswith("[if") or data.startswith((">", "->")) or "--!>" in data:
             inner = _Reader(self.text, self.where, self.offset + start)
             read(inner, data, self.where)
+            self.quoted |= inner.quoted
         self._whole(self.text.found(data), "comment")
         self.hidden |= {tag.start for tag in self.text.found(data)}
 

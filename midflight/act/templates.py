@@ -10,9 +10,10 @@ import msgspec
 
 from ..kit.errors import nearest
 from . import headers
-from .language import SYSTEM, RenderError, Script, TemplateError, Use, cleaned, key_of, tags_of
-from .markup import Marked, compiled, marked, places_of
+from .language import SYSTEM, RenderError, TemplateError, cleaned, tags_of
+from .markup import Marked, Places, compiled, marked, places_of
 from .plain_text import plain_text, text_template, tidied
+from .script import Script, Use, key_of
 
 preheader_chars_max = 500
 
@@ -70,7 +71,7 @@ def compile_variant(content: Content, where: str, footer: str = "Unsubscribe") -
     if body is not None and content.preheader.strip():
         at = places_of(body.source, body.where).body_start
         shown = PREHEADER.format(_escaped(marked(content.preheader)))
-        body = Script(body.source[:at] + shown + body.source[at:], "html", body.where)
+        body, _ = _html_script(body.source[:at] + shown + body.source[at:], body.where)
     parts = [(script.where, script.uses) for script in (subject, from_name, preheader)]
     parts += [(body.where, body_uses)] if body else []
     parts += [(f"{where}.text", text_uses)] if content.text.strip() else []
@@ -179,13 +180,17 @@ def _body(content: Content, where: str, footer: str) -> tuple[Script | None, lis
     uses = Script(source, "html", name).uses
     if content.mjml:
         source = compiled(source, name)
-    places = places_of(source, name)
-    script = Script(source, "html", name)
+    script, places = _html_script(source, name)
     if not _links(script, places.hidden):
         _check_footer(footer, name)
         made = FOOTER.format(html.escape(footer))
-        script = Script(source[: places.body_end] + made + source[places.body_end :], "html", name)
+        script, _ = _html_script(source[: places.body_end] + made + source[places.body_end :], name)
     return script, uses
+
+
+def _html_script(source: str, where: str) -> tuple[Script, Places]:
+    places = places_of(source, where)
+    return Script(source, "html", where, places.quoted), places
 
 
 def _text(content: Content, body: Script | None, where: str, footer: str) -> tuple[Script | None, list[Use]]:
