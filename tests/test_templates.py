@@ -432,8 +432,9 @@ def test_only_html_is_escaped() -> None:
 def test_no_clock_but_the_one_that_is_handed_in() -> None:
     """`now` is the message's time, in UTC; without one it is nothing. The library alone asks the machine."""
     assert html_of("{{ 'now' | date: '%Y-%m-%d %H:%M' }},{{ now | date: '%-d %B' }}") == "2025-11-24 16:00,24 November"
-    template = variant(html="[{{ now }}{{ 'now' | date: '%Y' }}{{ today | default: '' }}]")
-    assert template.render({}, {"unsubscribe_url": "https://x"}).html.startswith("[]")
+    for logic in ("", "{% if now or today %}x{% endif %}"):
+        template = variant(html="[{{ now }}{{ 'now' | date: '%Y' }}{{ today | default: '' }}" + logic + "]")
+        assert template.render({}, {"unsubscribe_url": "https://x"}).html.startswith("[]")
     assert liquid.Environment().from_string("{{ now }}").render() != ""
 
 
@@ -1047,6 +1048,10 @@ def test_braces_of_the_html_are_no_liquid_in_the_text() -> None:
     """Braces that the HTML writes as entities stay braces: they are not read as a tag once the text is a template."""
     made = render({"x": "SECRET"}, html="<p>&#123;&#123; x &#125;&#125; {<b>{</b> x }} &lbrace;% if %} {{ x | downcase }}</p>")
     assert made.text.startswith("{{ x }} {{ x }} {% if %} secret")
+    for braces in ("&#123;&#123; x }}", "{<b>{</b> x }}", "&#123;% assign x = 1 %}", "&#123;{{ x | downcase }}"):
+        assert text_template(f"<p>{braces}</p>") is not None
+        made = render({"x": "SECRET"}, html=f"<p>{braces}</p>")
+        assert "SECRET" not in made.text and made.text == plain_text(made.html)
 
 
 def test_values_with_line_breaks_keep_their_text() -> None:
