@@ -31,7 +31,7 @@ TROUBLES = {
 
 
 class Responses(msgspec.Struct, kw_only=True):
-    """The responses to one wave, one row each: arm, age bucket, when it is known (seconds from the start), whether it looks like a machine."""
+    """The responses to one wave, one row each: arm, age bucket, when it is known (seconds), whether it looks like a machine."""
 
     arm: np.ndarray
     bucket: np.ndarray
