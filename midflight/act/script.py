@@ -291,8 +291,11 @@ def _gap(expression: Expression, bound: BoundTemplate) -> tuple | None:
 
 
 _OPENERS = (
-    (re.compile(r"\{\{"), "}}"), (re.compile(r"\{%"), "%}"), (re.compile(r"\{%-?\s*raw\b"), "endraw"),
-    (re.compile(r"\{%-?\s*comment\b"), "endcomment"), (re.compile(r"\{%-?\s*doc\b"), "enddoc"),
+    (re.compile(r"\{\{"), "}}"),
+    (re.compile(r"\{%"), "%}"),
+    (re.compile(r"\{%-?\s*raw\b"), "endraw"),
+    (re.compile(r"\{%-?\s*comment\b"), "endcomment"),
+    (re.compile(r"\{%-?\s*doc\b"), "enddoc"),
 )
 _WIDE = re.compile(r"\s{100}")
 
