@@ -46,7 +46,7 @@ from .language import (
     source_chars_max,
     tags_max,
     tags_of,
-)  # fmt: skip
+)
 
 
 class Use(NamedTuple):
@@ -291,9 +291,12 @@ def _gap(expression: Expression, bound: BoundTemplate) -> tuple | None:
 
 
 _OPENERS = (
-    (re.compile(r"\{\{"), "}}"), (re.compile(r"\{%"), "%}"), (re.compile(r"\{%-?\s*raw\b"), "endraw"),
-    (re.compile(r"\{%-?\s*comment\b"), "endcomment"), (re.compile(r"\{%-?\s*doc\b"), "enddoc"),
-)  # fmt: skip
+    (re.compile(r"\{\{"), "}}"),
+    (re.compile(r"\{%"), "%}"),
+    (re.compile(r"\{%-?\s*raw\b"), "endraw"),
+    (re.compile(r"\{%-?\s*comment\b"), "endcomment"),
+    (re.compile(r"\{%-?\s*doc\b"), "enddoc"),
+)
 _WIDE = re.compile(r"\s{100}")
 
 
