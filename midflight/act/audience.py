@@ -115,15 +115,16 @@ def _address_column(columns: list[str], path: Path) -> int:
         raise BadAudience(f"{path.name}: too many columns", expected=f"at most {columns_max}", got=len(columns))
     twice = [name for name, n in Counter(columns).items() if n > 1 or not name]
     if twice:
-        raise BadAudience(f"{path.name}: a column without a name of its own", got=", ".join(map(repr, twice))[:100], where="line 1")
+        raise BadAudience(f"{path.name}: a column has no name of its own", got=", ".join(map(repr, twice))[:100], where="line 1")
     for n, name in enumerate(columns):
         if name.lower().replace(" ", "_") in ADDRESS:
             return n
-    raise BadAudience(f"{path.name} has no column of addresses", expected="`email`", got=", ".join(columns)[:120] or "an empty file", where="line 1")
+    got = ", ".join(columns)[:120] or "an empty file"
+    raise BadAudience(f"{path.name} has no column of addresses", expected="`email`", got=got, where="line 1")
 
 
 def luck(seed: int, campaign: str, purpose: str, key: str) -> int:
-    """Return a number from 0 to 2**64 - 1 that belongs to a recipient for one purpose of a campaign; nobody can guess it without the seed."""
+    """Return a number from 0 to 2**64 - 1 that is a recipient's for one purpose of a campaign; nobody can guess it without the seed."""
     return int.from_bytes(blake2b(f"{seed}\0{campaign}\0{purpose}\0{key}".encode(), digest_size=8).digest())
 
 

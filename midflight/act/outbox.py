@@ -18,6 +18,7 @@ from pathlib import Path
 
 import apsw
 import msgspec
+import numpy as np
 
 from ..kit.crash import crash_point
 
@@ -80,16 +81,19 @@ class Outbox:
         self.db.close()
 
     def plan(self, campaign: int, messages: Iterable[Planned], now_us: int) -> int:
-        """Put messages into the outbox; return how many are new. Whoever has a message of this campaign already gets no other."""
-        rows = [(campaign, m.recipient, m.wave, m.variant, m.propensity, m.intent, now_us) for m in messages]
+        """Put messages into the outbox; return how many are new."""
         with self.db:
-            before = self.db.total_changes()
-            self.db.executemany(
-                "INSERT INTO messages (campaign, recipient, wave, variant, propensity, intent, changed_at_us) VALUES (?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (campaign, recipient) DO NOTHING",
-                rows,
-            )
-            return self.db.total_changes() - before
+            return self.put(campaign, messages, now_us)
+
+    def put(self, campaign: int, messages: Iterable[Planned], now_us: int) -> int:
+        """Do the same within a transaction of the caller's. Whoever has a message of this campaign already gets no other."""
+        before = self.db.total_changes()
+        self.db.executemany(
+            "INSERT INTO messages (campaign, recipient, wave, variant, propensity, intent, changed_at_us) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (campaign, recipient) DO NOTHING",
+            ((campaign, m.recipient, m.wave, m.variant, m.propensity, m.intent, now_us) for m in messages),
+        )
+        return self.db.total_changes() - before
 
     def waiting(self, campaign: int, now_us: int, count_max: int) -> list[Planned]:
         """Return messages that may go now, those that wait longest first. They are not taken: `call` does that."""
@@ -170,6 +174,15 @@ class Outbox:
         """Return how many messages are in each state."""
         found = dict(self.db.execute("SELECT state, count(*) FROM messages WHERE campaign = ? GROUP BY state", (campaign,)))
         return {name: found.get(state, 0) for state, name in enumerate(STATES)}
+
+    def sent(self, campaign: int, waves: int, variants: int) -> np.ndarray:
+        """Return how many messages went, [waves, variants]; those with an unknown end count, as most of them did."""
+        found = np.zeros((waves, variants), np.int64)
+        for wave, variant, n in self.db.execute(
+            "SELECT wave, variant, count(*) FROM messages WHERE campaign = ? AND state IN (2, 4) GROUP BY wave, variant", (campaign,)
+        ):
+            found[wave - 1, variant] = n
+        return found
 
     def of(self, intent: str) -> dict | None:
         """Return a message's row by name, or None."""

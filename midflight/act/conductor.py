@@ -1,0 +1,74 @@
+"""Gives out a campaign's waves: at each moment it asks the policy, with what is known by then, how many go and who gets what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.random import PCG64, Generator, SeedSequence
+
+from ..decide.delays import BUCKETS
+from ..decide.evidence import Evidence, Prior
+from ..decide.policies.policy import Plan, all_to, divide, steady
+from .campaigns import Campaigns, Running, Wave
+from .definition import Ready
+
+# campaign, variants, waves -> people's responses, [W, K, J]: what the numbers say by wave, variant and age.
+Responses = Callable[[str, list[str], list[str]], np.ndarray]
+
+
+def moments_us(now: Running) -> list[int]:
+    """Return when waves can go, the first and the last included."""
+    waves = now.definition.waves
+    step = int(waves.every_minutes * 60e6)
+    found = [now.started_us + n * step for n in range(waves.moments())]
+    end = now.started_us + int(waves.hours * 3600e6)
+    return found if found[-1] == end else [*found, end]
+
+
+def due(now: Running, now_us: int) -> bool:
+    """Tell whether a moment for a wave has come since one was last decided."""
+    return any(now.looked_us < moment <= now_us for moment in moments_us(now))
+
+
+def evidence_of(now: Running, given: list[Wave], responses: np.ndarray, sent: np.ndarray, now_us: int) -> Evidence:
+    """Return what the policy may know. ``sent`` [W, K] are messages that went, ``responses`` [W, K, J] what came of them."""
+    moments = moments_us(now)
+    waves = now.definition.waves
+    return Evidence(
+        now_s=(now_us - now.started_us) / 1e6,
+        end_s=max((moments[-1] - now.started_us) / 1e6, 1.0),
+        ahead=sum(moment > now_us for moment in moments),
+        left=now.left,
+        live=now.live,
+        sent_at_s=np.array([(wave.at_us - now.started_us) / 1e6 for wave in given]),
+        sent=sent,
+        responses=responses,
+        wave_max=int(waves.per_minute * waves.every_minutes) if waves.per_minute else 1 << 40,
+    )
+
+
+def give_out_due(campaigns: Campaigns, now: Running, ready: Ready, prior: Prior, responses: Responses, now_us: int) -> int:
+    """Give out the wave that is due, if one is; return its number, or 0.
+
+    The wave's draws follow from the campaign's seed and the wave's number, so that a wave that was decided and not written is decided again
+    in the same way.
+    """
+    if now.state != "sending" or not now.left or not due(now, now_us):
+        return 0
+    given = campaigns.waves(now.id)
+    names = [variant.name for variant in now.definition.variants]
+    sent = campaigns.outbox.sent(now.id, len(given), len(names))
+    came = responses(now.name, names, [str(wave.wave) for wave in given]) if given else np.zeros((0, len(names), BUCKETS), np.int64)
+    evidence = evidence_of(now, given, came, sent, now_us)
+    random = Generator(PCG64(SeedSequence([now.definition.seed, len(given)])))
+    if now.pinned >= 0:
+        plan = Plan(recipients=steady(evidence), shares=all_to(now.pinned, len(names)))
+    else:
+        plan = ready.policy.plan(evidence, prior, random)
+    counts = divide(plan.recipients, plan.shares, random)
+    grounds = {
+        "sent": sent.sum(0).tolist(), "responses": came.sum((0, 2)).tolist(), "left": now.left, "ahead": evidence.ahead,
+        "policy": "pinned" if now.pinned >= 0 else now.definition.policy.get("kind", ""),
+    }  # fmt: skip
+    return campaigns.give_out(now, counts, plan.shares, random.permutation(plan.recipients), grounds, now_us)
