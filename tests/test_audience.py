@@ -69,7 +69,7 @@ def test_tiny_lists_are_lists(tmp_path: Path, count: int) -> None:
 
 
 def test_the_order_and_the_holdout_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    """Whatever order the file has, waves take people in the same order; another seed or campaign takes another; holdouts have their share."""
+    """Whatever order the file has, waves take people in one order; another seed or campaign has another; holdouts have their share."""
     lines = [f"p{n}@example.com" for n in range(4000)]
     people, _ = read_audience(written(tmp_path, "email\n" + "\n".join(lines)))
     backwards, _ = read_audience(written(tmp_path, "email\n" + "\n".join(reversed(lines))))

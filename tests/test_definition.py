@@ -41,7 +41,11 @@ BAD = [
     (changed(name="spring\nBcc: x@example.com"), "A name", "$.name"),
     (changed(name="x" * 101), "A name", "$.name"),
     (changed(variants=[]), "Variants", "$.variants"),
-    (changed(variants=[{"name": f"v{n}", "subject": "s", "text": "t {{ unsubscribe_url }}"} for n in range(1000)]), "1 to 100", "$.variants"),
+    (
+        changed(variants=[{"name": f"v{n}", "subject": "s", "text": "t {{ unsubscribe_url }}"} for n in range(1000)]),
+        "1 to 100",
+        "$.variants",
+    ),
     (changed(variants=[GOOD["variants"][0]] * 2), "Two variants", "$.variants[1].name"),
     (changed(variants=[{"name": "A", "subject": "s"}]), "no body", "variant A"),
     (changed(variants=[{"name": "A", "text": "t"}]), "no subject", "variant A"),
@@ -81,7 +85,9 @@ def test_a_bad_definition_says_what_is_wrong(raw: object, said: str, where: str)
 def test_what_is_risky_is_said() -> None:
     """Opens as a goal, a single variant and ceilings that stop at once or never are allowed and said."""
     ready = campaign_of(
-        changed(goal="open", why_opens="a newsletter without links", variants=GOOD["variants"][:1], guardrails={"complaint": 0, "bounce": 1}),
+        changed(
+            goal="open", why_opens="a newsletter without links", variants=GOOD["variants"][:1], guardrails={"complaint": 0, "bounce": 1}
+        ),
         {"main"},
     )
     told = " ".join(ready.warnings)

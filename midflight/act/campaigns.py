@@ -29,7 +29,8 @@ why_chars_max = 2_000
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS campaigns (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, definition BLOB NOT NULL,
-    started_us INTEGER NOT NULL DEFAULT 0, looked_us INTEGER NOT NULL DEFAULT -1, taken INTEGER NOT NULL DEFAULT 0, people INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0);
+    started_us INTEGER NOT NULL DEFAULT 0, looked_us INTEGER NOT NULL DEFAULT -1,
+    taken INTEGER NOT NULL DEFAULT 0, people INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0);
 -- Nothing is ever taken out of it.
 CREATE TABLE IF NOT EXISTS changes (number INTEGER PRIMARY KEY, campaign INTEGER NOT NULL, at_us INTEGER NOT NULL, who TEXT NOT NULL,
     what TEXT NOT NULL, why TEXT NOT NULL);
@@ -54,7 +55,8 @@ class NotNow(MidflightError):
 
 
 class Running(msgspec.Struct, kw_only=True):
-    """A campaign as it stands. ``looked_us`` is when a wave was last decided, also one of nobody. ``taken`` people of ``people`` are in waves already; ``held`` are held out and in neither."""
+    """A campaign as it stands. ``looked_us`` is when a wave was last decided, also one of nobody. ``taken`` people of ``people`` are in
+    waves already; ``held`` are held out and in neither."""
 
     id: int
     name: str
@@ -118,13 +120,16 @@ class Campaigns:
         with self.db:
             now = self.get(number)
             if to not in MOVES[now.state]:
-                raise NotNow(f"Campaign `{now.name}` is {now.state}", expected=" or ".join(MOVES[now.state]) or "no change any more", got=to)
+                raise NotNow(
+                    f"Campaign `{now.name}` is {now.state}", expected=" or ".join(MOVES[now.state]) or "no change any more", got=to
+                )
             started = f", started_us = {now_us}" if to == "sending" and not now.started_us else ""
             self.db.execute(f"UPDATE campaigns SET state = ?{started} WHERE id = ?", (to, number))
             self._note(number, now_us, who, to, why)
             if to == "stopped":
                 self.db.execute(
-                    "UPDATE messages SET state = 5, detail = 'the campaign was stopped', changed_at_us = ? WHERE campaign = ? AND state = 0",
+                    "UPDATE messages SET state = 5, detail = 'the campaign was stopped', changed_at_us = ? "
+                    "WHERE campaign = ? AND state = 0",
                     (now_us, number),
                 )
         crash_point("after_move")
@@ -220,8 +225,8 @@ class Campaigns:
     def give_out(self, now: Running, counts: np.ndarray, shares: np.ndarray, order: np.ndarray, grounds: dict, now_us: int) -> int:
         """Write a wave and its messages, all or nothing, and return the wave's number; 0 for a wave of nobody.
 
-        ``counts`` [K] people get each variant, by chances ``shares`` [K]; ``order`` is a permutation of the wave's people that says who. What
-        the policy could not see (a pause, a stop, another wave since) is seen here: then nothing is written. Raises NotNow.
+        ``counts`` [K] people get each variant, by chances ``shares`` [K]; ``order`` is a permutation of the wave's people that says who.
+        What the policy could not see (a pause, a stop, another wave since) is seen here: then nothing is written. Raises NotNow.
         """
         total = int(counts.sum())
         with self.db:

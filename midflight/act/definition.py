@@ -48,8 +48,8 @@ class Audience(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Waves(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """When it is sent. The policy says how much of the list each wave takes; these are the bounds it keeps.
 
-    ``start`` is ISO 8601 (UTC where no zone is given), empty for as soon as it is started. ``warm_up`` holds how many messages may go on the
-    first, second, ... day; afterwards there is no such bound.
+    ``start`` is ISO 8601 (UTC where no zone is given), empty for as soon as it is started. ``warm_up`` holds how many messages may go on
+    the first, second, ... day; afterwards there is no such bound.
     """
 
     start: str = ""
@@ -72,7 +72,7 @@ class Waves(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Campaign(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A campaign. ``policy`` holds ``kind`` and that policy's settings; ``why_opens`` says why a goal that machines reach is wanted after all."""
+    """A campaign. ``policy`` holds ``kind`` and that policy's settings; ``why_opens`` why a goal that machines reach is wanted after all."""
 
     name: str
     channel: str
@@ -86,7 +86,9 @@ class Campaign(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     claims: ClaimSettings = msgspec.field(default_factory=ClaimSettings)
     waves: Waves = msgspec.field(default_factory=Waves)
     guardrails: Guardrails = msgspec.field(default_factory=Guardrails)
-    holdout: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = 0.0  # share of the audience that gets nothing, to measure what the campaign is worth
+    holdout: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = (
+        0.0  # share of the audience that gets nothing, to measure what the campaign is worth
+    )
     seed: int = 1
     footer: str = "Unsubscribe"  # text of the link below a body that has none
 
@@ -115,7 +117,8 @@ def campaign_of(raw: object, channels: set[str]) -> Ready:
         Content(**{name: getattr(variant, name) for name in Content.__struct_fields__}) for variant in campaign.variants
     ]  # fmt: skip
     templates = [
-        compile_variant(content, f"variant {variant.name}", campaign.footer) for content, variant in zip(contents, campaign.variants, strict=True)
+        compile_variant(content, f"variant {variant.name}", campaign.footer)
+        for content, variant in zip(contents, campaign.variants, strict=True)
     ]
     return Ready(campaign=campaign, policy=policy, templates=templates, warnings=_warnings(campaign))
 

@@ -102,4 +102,3 @@ def patience_s(tries: int) -> float:
 
 def _said(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-

@@ -7,8 +7,8 @@ A message goes through these states, and never back from a call whose end is unk
        └─ later ──┘
     planned ──► skipped       (unsubscribed, suppressed, held out, campaign stopped)
 
-One process owns the file. What stood at ``called`` when it died may have gone out: it becomes ``unknown`` and is not tried again, unless the
-vendor promises that the same call made twice has one effect.
+One process owns the file. What stood at ``called`` when it died may have gone out: it becomes ``unknown`` and is not tried again, unless
+the vendor promises that the same call made twice has one effect.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ class Outbox:
                 "UPDATE messages SET state = 0, changed_at_us = ? WHERE state = 1 AND idempotent = 1 RETURNING 1", (now_us,)
             ).fetchall()
             unknown = self.db.execute(
-                "UPDATE messages SET state = 4, detail = 'the process ended during the call', changed_at_us = ? WHERE state = 1 RETURNING 1",
+                "UPDATE messages SET state = 4, detail = 'the process ended during the call', changed_at_us = ? "
+                "WHERE state = 1 RETURNING 1",
                 (now_us,),
             ).fetchall()
         return len(again), len(unknown)

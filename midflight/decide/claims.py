@@ -9,7 +9,8 @@ were chosen: they were fixed before the response. For a ratio of rates exp(beta0
 ``beta1`` is there because arms whose people answer at different speeds look different early and equal in the end. What is claimed is about
 lambda, the logarithm of the ratio in the end: beta0 + beta1 * (mean log age - log 2 h), with the mean of the delays learned on the way
 (exact for lognormal delays). ``beta1`` is integrated out under its prior; the evidence for a claim about lambda is a ratio of such
-integrals, a martingale under the boundary of what it denies, so that it exceeds 1 / alpha at any time at all with probability at most alpha (Ville).
+integrals, a martingale under the boundary of what it denies, so that it exceeds 1 / alpha at any time at all with probability at most
+alpha (Ville).
 """
 
 from __future__ import annotations

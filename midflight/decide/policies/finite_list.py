@@ -32,7 +32,7 @@ class FiniteList(Policy, kw_only=True):
         "the list at the end to the best arm. Earns most clicks when a list is sent once within some hours."
     )
 
-    start_scale: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.2  # of the best test size, if one test were all there is
+    start_scale: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.15  # of the best test size, if one test were all there is
     learning_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.4  # of the list in the small waves
     learning_until: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95  # of the hours
     floor: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.001  # least share of a live arm in each wave but the last
