@@ -72,7 +72,7 @@ class Waves(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Campaign(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A campaign. ``policy`` holds ``kind`` and that policy's settings; ``why_opens`` why a goal that machines reach is wanted after all."""
+    """A campaign. ``policy`` holds ``kind`` and that policy's settings; ``why_opens`` why a goal that machines reach is wanted."""
 
     name: str
     channel: str
