@@ -8,9 +8,15 @@ were chosen: they were fixed before the response. For a ratio of rates exp(beta0
 
 ``beta1`` is there because arms whose people answer at different speeds look different early and equal in the end. What is claimed is about
 lambda, the logarithm of the ratio in the end: beta0 + beta1 * (mean log age - log 2 h), with the mean of the delays learned on the way
-(exact for lognormal delays). ``beta1`` is integrated out under its prior; the evidence for a claim about lambda is a ratio of such
-integrals, a martingale under the boundary of what it denies, so that it exceeds 1 / alpha at any time at all with probability at most
-alpha (Ville).
+(exact for lognormal delays). The evidence against a lambda is a ratio: the likelihood integrated over ratios and slopes that are sought, by
+the likelihood at that lambda integrated over the slopes that it is denied under. It is a martingale under the latter, whatever is sought,
+so it exceeds 1 / alpha at any time at all with probability at most alpha (Ville), on average over the slopes denied. Those reach to 0.45:
+medians of the delays that differ by a factor of 6.
+
+A winner has to be ahead of every other arm with evidence 1 / alpha, and nothing is added for the number of arms: wrong is an arm that is
+ahead of all and not the best, and of three or more equal arms the first is less far ahead of the second than of two (Gutmann and Maymin
+1987 for one look; over all looks, the lead of the first of several Brownian motions is that of two, reflected at 0, less what the third
+pushes the second up). Intervals for all pairs have to hold together and need (K - 1) / alpha.
 """
 
 from __future__ import annotations
@@ -22,23 +28,25 @@ import msgspec
 import numba
 import numpy as np
 
-from .delays import BUCKETS, LOG_AGE, log_mean_age
+from .delays import BUCKETS, LOG_AGE, log_mean_age, log_spread, published
 from .evidence import Belief, Evidence
 
 arms_max = 100
-# Responses within two minutes are mostly machines', whoever they look like; of people's about one in a hundred comes so soon.
-bucket_min = 11
+# Responses within five minutes are mostly machines', whoever they look like; of people's about one in 25 comes so soon.
+bucket_min = 13
 BETA0 = np.linspace(-1.6, 1.6, 65)
-BETA1 = np.linspace(-0.6, 0.6, 9)
+BETA1 = np.linspace(-0.45, 0.45, 13)
 LAMBDA = np.linspace(-1.2, 1.2, 49)
 CENTRE = math.log(7200.0)
-# Half of all pairs of arms are taken to mature alike; slopes of the others are this large: medians of 1.5 h and 6 h make 0.35.
-alike = 0.5
-slope_deviation = 0.3
-ratio_deviation = 0.4  # sqrt(2) times the spread of arms' rates
+# Medians of 1.5 h and 6 h make a slope of 0.35. What is denied is mostly spread over all slopes, what is sought mostly has none: the spread
+# is what keeps arms of different speed from being called different, and evidence is soonest there if it looks for what is usual.
+denied_alike = 0.1
+sought_alike = 0.9
+# The ratios sought. Wider than those of two arms drawn at random (sqrt(2) times 0.29): a winner is the best of several.
+ratio_deviation = 0.6
 _EVEN = np.eye(BETA1.size)[BETA1.size // 2]
-_ANY = np.exp(-0.5 * (BETA1 / slope_deviation) ** 2)
-_SLOPE = alike * _EVEN + (1 - alike) * _ANY / _ANY.sum()
+_DENIED = denied_alike * _EVEN + (1 - denied_alike) / BETA1.size
+_SOUGHT = sought_alike * _EVEN + (1 - sought_alike) / BETA1.size
 _WEIGHT = np.exp(-0.5 * (LAMBDA / ratio_deviation) ** 2)
 _WEIGHT /= _WEIGHT.sum()
 
@@ -72,6 +80,7 @@ class Labels:
         self.arms = arms
         self.log = np.zeros((arms, arms, BETA0.size, BETA1.size))  # [i, j] for i < j alone
         self.counted = np.zeros((0, arms, BUCKETS), np.int64)
+        self.sent = np.zeros(arms, np.int64)
 
     def update(self, evidence: Evidence, responses: np.ndarray) -> None:
         """Take in what is new in ``responses`` [W, K, J]; less than before (a verdict that changed) is taken out again."""
@@ -80,6 +89,7 @@ class Labels:
             grown = np.zeros((max(waves, 2 * self.counted.shape[0]), self.arms, BUCKETS), np.int64)
             grown[: self.counted.shape[0]] = self.counted
             self.counted = grown
+        self.sent = evidence.sent.sum(0)
         _take_in(self.log, self.counted, evidence.sent, responses)
 
 
@@ -115,26 +125,27 @@ def _take_in(log, counted, sent, responses):
 
 
 @numba.njit(cache=True)
-def _integrated(log, shift, slope, out):
-    """Write log of the likelihood over LAMBDA with beta1 integrated out."""
+def _integrated(log, odds, shift, spread, sought, denied, seek, deny):
+    """Write logs of the likelihood over LAMBDA with beta1 integrated out under each of two priors.
+
+    ``odds`` of the two arms among the messages sent. The delays learned are a mixture, and in the end an arm has its part of the responses
+    in it; what is claimed lies halfway between the two, whose mean logarithms of delay are beta1 * spread**2 apart.
+    """
     first, step = BETA0[0], BETA0[1] - BETA0[0]
     terms = np.empty(BETA1.size)
     for i in range(LAMBDA.size):
-        most = -math.inf
+        bend = (0.5 - 1 / (1 + math.exp(-LAMBDA[i]) / odds)) * spread**2
         for h in range(BETA1.size):
-            if slope[h] > 0:
-                at = (LAMBDA[i] - BETA1[h] * shift - first) / step
-                g = min(max(int(round(at)), 1), BETA0.size - 2)
-                d = min(max(at - g, -1.5), 1.5)
-                below, here, above = log[g - 1, h], log[g, h], log[g + 1, h]
-                # Quadratic between grid points, as a log likelihood nearly is.
-                terms[h] = here + d * (above - below) / 2 + d * d * (above - 2 * here + below) / 2
-                most = max(most, terms[h])
-        total = 0.0
-        for h in range(BETA1.size):
-            if slope[h] > 0 and terms[h] > most - 40:
-                total += slope[h] * math.exp(terms[h] - most)
-        out[i] = most + math.log(total)
+            at = (LAMBDA[i] - BETA1[h] * (shift + BETA1[h] * bend) - first) / step
+            g = min(max(int(round(at)), 1), BETA0.size - 2)
+            d = min(max(at - g, -1.5), 1.5)
+            below, here, above = log[g - 1, h], log[g, h], log[g + 1, h]
+            # Quadratic between grid points, as a log likelihood nearly is.
+            terms[h] = here + d * (above - below) / 2 + d * d * (above - 2 * here + below) / 2
+        most = terms.max()
+        terms = np.exp(np.maximum(terms - most, -600.0))
+        seek[i] = most + math.log((sought * terms).sum())
+        deny[i] = most + math.log((denied * terms).sum())
 
 
 @numba.njit(cache=True)
@@ -148,19 +159,17 @@ def _edge(against, kept, side, needed):
 
 
 @numba.njit(cache=True)
-def _compare(log, shift, slope, weight, needed, low, high, best, against_one, gain):
+def _compare(log, sent, shift, spread, sought, denied, weight, needed, low, high, best, ahead, gain):
     arms = log.shape[0]
-    integrated = np.empty(LAMBDA.size)
-    against = np.empty(LAMBDA.size)
+    seek, deny = np.empty(LAMBDA.size), np.empty(LAMBDA.size)
+    zero = LAMBDA.size // 2
     for i in range(arms):
         for j in range(i + 1, arms):
-            _integrated(log[i, j], shift, slope, integrated)
-            top = integrated.argmax()
-            total = 0.0
-            for n in range(LAMBDA.size):
-                total += weight[n] * math.exp(integrated[n] - integrated[top])
-            against[:] = integrated[top] + math.log(total) - integrated
+            _integrated(log[i, j], (sent[i] + 1) / (sent[j] + 1), shift, spread, sought, denied, seek, deny)
+            most = seek.max()
+            against = most + math.log((weight * np.exp(seek - most)).sum()) - deny
             # The likeliest ratio is always kept.
+            top = deny.argmax()
             first, last = top, top
             for n in range(LAMBDA.size):
                 if against[n] < needed:
@@ -170,8 +179,9 @@ def _compare(log, shift, slope, weight, needed, low, high, best, against_one, ga
             low[j, i], high[j, i] = -high[i, j], -low[i, j]
             best[i, j] = LAMBDA[top]
             best[j, i] = -LAMBDA[top]
-            against_one[i, j] = against_one[j, i] = against[LAMBDA.size // 2]
-            gain[i, j] = gain[j, i] = integrated[top] - integrated[LAMBDA.size // 2]
+            ahead[i, j] = against[: zero + 1].min() if top > zero else 0.0
+            ahead[j, i] = against[zero:].min() if top < zero else 0.0
+            gain[i, j] = gain[j, i] = deny[top] - deny[zero]
 
 
 class Pairs(msgspec.Struct, kw_only=True):
@@ -180,23 +190,37 @@ class Pairs(msgspec.Struct, kw_only=True):
     low: np.ndarray
     high: np.ndarray
     best: np.ndarray  # the likeliest
-    log_evidence: np.ndarray  # against a ratio of 1
+    ahead: np.ndarray  # the logarithm of the evidence that the ratio is above 1
     log_gain: np.ndarray  # of the likeliest over 1
-    needed: float
+    needed: float  # logarithm of the evidence against a ratio, for all intervals together
+    enough: float  # and for being ahead of all others
+
+
+_EARLY = published()[:bucket_min]
+
+
+def without_machines(curve: np.ndarray) -> np.ndarray:
+    """Return the curve [J + 1] with its first minutes as published: machines that were not recognised would make people look quick."""
+    late = np.diff(curve)[bucket_min:]
+    shares = np.concatenate((_EARLY, late * (1 - _EARLY.sum()) / max(late.sum(), 1e-9)))
+    return np.concatenate(((0.0,), np.cumsum(shares)))
 
 
 def compare(labels: Labels, curve: np.ndarray, alpha: float, *, speeds: bool = True) -> Pairs:
     """Return the intervals of all pairs. Without ``speeds`` arms are taken to mature alike.
 
-    A wrong statement about an arm needs the interval between it and the truly best arm to miss; there are K - 1 such pairs.
+    A wrong interval that matters is one between an arm and the truly best one; there are K - 1 such pairs.
     """
     arms = labels.arms
-    low, high, best, against_one, gain = (np.zeros((arms, arms)) for _ in range(5))
+    low, high, best, ahead, gain = (np.zeros((arms, arms)) for _ in range(5))
     needed = math.log(max(1, arms - 1) / alpha)
+    sought, denied = (_SOUGHT, _DENIED) if speeds else (_EVEN, _EVEN)
+    curve = without_machines(curve)
     _compare(
-        labels.log, log_mean_age(curve) - CENTRE, _SLOPE if speeds else _EVEN, _WEIGHT, needed, low, high, best, against_one, gain
+        labels.log, labels.sent, log_mean_age(curve) - CENTRE, log_spread(curve), sought, denied, _WEIGHT, needed,
+        low, high, best, ahead, gain,
     )  # fmt: skip
-    return Pairs(low=low, high=high, best=best, log_evidence=against_one, log_gain=gain, needed=needed)
+    return Pairs(low=low, high=high, best=best, ahead=ahead, log_gain=gain, needed=needed, enough=math.log(1 / alpha))
 
 
 def judge(labels: Labels, belief: Belief, evidence: Evidence, settings: ClaimSettings) -> Claim:
@@ -218,15 +242,14 @@ def explain(said: Claim, labels: Labels, belief: Belief, evidence: Evidence, set
 
 
 def _said(pairs: Pairs, live: np.ndarray, tolerance: float) -> Claim:
-    low = pairs.low[np.ix_(live, live)].copy()
+    low, ahead = (table[np.ix_(live, live)].copy() for table in (pairs.low, pairs.ahead))
     np.fill_diagonal(low, np.inf)
-    least = low.min(1)
-    against = pairs.log_evidence[np.ix_(live, live)] * np.sign(pairs.best[np.ix_(live, live)])
-    np.fill_diagonal(against, np.inf)
-    evidence = math.exp(min(500.0, max(0.0, against.min(1).max())))
+    np.fill_diagonal(ahead, np.inf)
+    least, lead = low.min(1), ahead.min(1)
+    evidence = math.exp(min(500.0, max(0.0, lead.max())))
     bound = math.log(1 - tolerance)
-    if (least > 0).any():
-        return Claim(kind="winner", arms=(int(live[least.argmax()]),), evidence=evidence)
+    if lead.max() >= pairs.enough:
+        return Claim(kind="winner", arms=(int(live[lead.argmax()]),), evidence=evidence)
     if (low > bound).all():
         return Claim(kind="no_difference", arms=tuple(live.tolist()), evidence=evidence)
     if (least > bound).any():
@@ -243,7 +266,7 @@ def _more_sends(pairs: Pairs, belief: Belief, evidence: Evidence, live: np.ndarr
     if gain < 0.25 or pairs.best[leader, behind] <= 0:
         return math.inf
     # The mixture over ratios costs about half the logarithm of the responses beyond what the likeliest ratio gains.
-    times = (pairs.needed + 1.5) / gain
+    times = (pairs.enough + 1.5) / gain
     exposure = belief.seen[live].sum()
     return max(0.0, exposure * (times - 1) - belief.coming[live].sum())
 

@@ -89,11 +89,14 @@ def speed_likelihood(sent: np.ndarray, responses: np.ndarray, arm: int, rates: n
     """Write the log likelihood of each of SPEEDS for one arm into ``out``, by how its part of the responses changes with their age.
 
     ``sent`` [W, K], ``responses`` [W, K, J], ``rates`` [K] of all arms as if they were equally fast. A response of a wave and an age is the
-    arm's with a probability in proportion to what it was sent and its rate; where its people are slower by a factor exp(delta), with an
-    added slope of delta / spread**2 over log age (``spread``: deviation of the logarithm of delays; exact for lognormal ones). The curve of
-    all does not enter, so its noise cannot be mistaken for a difference. Quadratic in the slope.
+    arm's with a probability in proportion to what it was sent and its rate; where its people are slower than all by a factor exp(delta),
+    with an added slope of delta / spread**2 / (1 - own part of all) over log age: they are slower than the others by more than
+    they are slower than all, of whom they are a part (``spread``: deviation of the logarithm of delays; exact for lognormal ones). The
+    curve of all does not enter, so its noise cannot be mistaken for a difference. Quadratic in the slope.
     """
     waves, arms, buckets = responses.shape
+    own = responses[:, arm].sum()
+    others = max(responses.sum() - own, 0.5) / max(responses.sum(), 1)
     weight = 0.0
     middle = 0.0
     for turn in range(2):
@@ -122,7 +125,7 @@ def speed_likelihood(sent: np.ndarray, responses: np.ndarray, arm: int, rates: n
         if turn == 0:
             middle = middle / weight if weight > 0 else 0.0
     for s in range(out.size):
-        slope = SPEEDS[s] / spread**2
+        slope = SPEEDS[s] / spread**2 / others
         out[s] = score * slope - 0.5 * information * slope * slope
 
 

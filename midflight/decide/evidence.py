@@ -12,6 +12,7 @@ from . import delays
 from .delays import SPEED_PRIOR, SPEEDS, learn_curve, log_spread, share_by, speed_likelihood
 
 mean_weight = 0.02  # of the rate expected before, in arms
+seen_min = 1e-9  # of exposure, in recipients
 # How much more or less than usual the arms of one campaign differ, and how often.
 SPREADS = np.array([0.4, 0.7, 1.0, 1.45])
 SPREAD_PRIOR = np.array([0.15, 0.25, 0.35, 0.25])
@@ -85,8 +86,8 @@ def believe(evidence: Evidence, prior: Prior) -> Belief:
     """Return what is believed of the arms' rates, with responses that are still to come counted in.
 
     Exposure is what was sent times the share of responses that can have come by now (Vernade, Cappe and Perchet 2017); an arm's rate is
-    Gamma with the campaign's rate as its mean (empirical Bayes); an arm whose people take longer gets its own, slower curve, as far as its
-    delays say so: the belief is the mixture over speeds, as one Gamma with the mixture's mean and variance.
+    Gamma with the campaign's rate as its mean (empirical Bayes); an arm whose people take longer than all gets its own, slower curve, as
+    far as its delays say so: the belief is the mixture over speeds, as one Gamma with the mixture's mean and variance.
     """
     age = evidence.age_s()
     curve = learn_curve(evidence.responses.sum(1), age, prior.curve, prior.curve_weight)
@@ -127,7 +128,8 @@ def _believe(sent, responses, age_s, left_s, curve, log_spread, base, base_weigh
             # The chance of so many responses by now, its rate integrated out (a negative binomial).
             weight[s] += SPEED_PRIOR[s] - (a0 + came[k]) * math.log(b0 + now[k, s])
             if came[k] > 0:
-                weight[s] += came[k] * math.log(now[k, s])
+                # A response may be known before its message is known to have gone.
+                weight[s] += came[k] * math.log(max(now[k, s], seen_min))
         weight -= weight.max()
         total = 0.0
         for s in range(speeds):

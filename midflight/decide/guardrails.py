@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 alpha = 0.01  # the chance that a campaign is stopped although every rate is at most at its ceiling
+open_from = 1 - 1e-12  # a ceiling that no rate is above
 # How many times the ceiling the rate may be, and how likely each is held to be before.
 _TIMES = np.exp(np.linspace(math.log(1.1), math.log(30.0), 40))
 _LOG_WEIGHT = -math.log(_TIMES.size)
@@ -71,10 +72,10 @@ def above(happened: int, of: int, ceiling: float) -> float:
     The mixture over higher rates of the likelihood ratio to the ceiling; under any lower rate its expectation is at most 1, and
     it exceeds 1 / alpha at any time at all with probability at most alpha (Ville's inequality).
     """
-    if happened == 0 or ceiling >= 1:
-        return 1.0 if ceiling >= 1 else min(1.0, _mixture(0, of, ceiling)) if ceiling > 0 else 1.0
+    if ceiling >= open_from:
+        return 1.0
     if ceiling <= 0:
-        return math.inf
+        return math.inf if happened else 1.0
     return _mixture(happened, of, ceiling)
 
 

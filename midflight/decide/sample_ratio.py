@@ -33,7 +33,8 @@ def check(sent: np.ndarray, planned: np.ndarray) -> Split:
         return Split(evidence=evidence, broken=False)
     wave = int(logs.argmax())
     expected = planned[wave] * sent[wave].sum()
-    off = np.abs(sent[wave] - expected) / np.sqrt(np.maximum(expected, 1.0))
+    # Whoever got what nobody should get is further off than any chance.
+    off = np.where((planned[wave] <= 0) & (sent[wave] > 0), np.inf, np.abs(sent[wave] - expected) / np.sqrt(np.maximum(expected, 1.0)))
     return Split(evidence=evidence, broken=True, wave=wave, arm=int(off.argmax()))
 
 

@@ -60,7 +60,7 @@ class FiniteList(Policy, kw_only=True):
 
     def start(self, evidence: Evidence, prior: Prior) -> float:
         """Return the first wave's share: it follows the square root of the list (Feit and Berman 2019, eq. for small tests)."""
-        one_test = 0.5 * math.sqrt((1 - prior.rate) / (prior.rate * prior.spread**2 * evidence.total))
+        one_test = 0.5 * math.sqrt((1 - prior.rate) / (prior.rate * prior.spread**2 * max(1, evidence.total)))
         return min(max(self.start_scale * evidence.arms * one_test, 0.02), 0.3)
 
 
