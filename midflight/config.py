@@ -33,6 +33,11 @@ class Door(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     slow_client_s: Annotated[float, msgspec.Meta(gt=0)] = 10.0  # a request that has not arrived by then is cut off
     waiting_bytes_max: Count = 64 * 1024 * 1024  # bodies waiting to be stored; beyond it new ones get 429
 
+    @property
+    def base_url(self) -> str:
+        """Return where links lead: the public address, or on a machine without one its own."""
+        return self.public_url or f"http://{self.host or '127.0.0.1'}:{self.port}"
+
 
 class Console(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where people and programs look. Users and tokens are made with `midflight user` and `midflight token`."""
@@ -66,6 +71,14 @@ class Retention(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     history_days: Days = 3650  # one row an event, for `midflight sql`
 
 
+class Sending(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What holds for all campaigns that Midflight sends itself. Links to unsubscribe lead to `door.public_url`."""
+
+    recipient_per_day: Annotated[int, msgspec.Meta(ge=0)] = 0  # messages to one person in 24 hours, all campaigns together; 0 is no bound
+    mailto: str = ""  # an address that takes empty emails as unsubscribes, named beside the link
+    speed: Annotated[float, msgspec.Meta(ge=1)] = 1.0  # how many hours of a campaign go by in one; above 1 only for a world that is played
+
+
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All settings, each with a default that suits one machine."""
 
@@ -77,6 +90,9 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     attributes: list[str | Attribute] = []  # recipient attributes that are dimensions: names, or mappings as below; at most 7
     # name -> {kind: sendgrid, ...that vendor's settings}
     sources: dict[str, dict] = {}
+    # name -> {kind: sendgrid, ...its settings}: the ways out, by which campaigns are sent
+    channels: dict[str, dict] = {}
+    sending: Sending = msgspec.field(default_factory=Sending)
     expected_messages: int = 0  # messages within `dedup_days` that the engine takes memory for when it starts; more may come
     shards: int = 1  # parts the recipients are divided into, 1 to 64; the numbers are the same for any
 
@@ -144,6 +160,7 @@ def config_from(raw: object, where: str = "configuration") -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}") from None
     config.sources = {name: resolve(settings, f"$.sources.{name}") for name, settings in config.sources.items()}
+    config.channels = {name: resolve(settings, f"$.channels.{name}") for name, settings in config.channels.items()}
     return check(config)
 
 
@@ -158,7 +175,7 @@ def refuse_unknown(raw: object, struct: type[msgspec.Struct], at: str, where: st
             refuse_unknown(value, SECTIONS[section], f"{at}.{name}", where)
 
 
-SECTIONS = {section.__name__: section for section in (Door, Console, Attribution, Retention)}
+SECTIONS = {section.__name__: section for section in (Door, Console, Attribution, Retention, Sending)}
 expected_messages_max = 1_000_000_000
 
 
@@ -187,6 +204,9 @@ def check(config: Config) -> Config:
             raise ConfigError("A source's name stands in a URL", expected="letters, digits, - and _", got=name, where="$.sources")
         if "kind" not in settings:
             raise ConfigError(f"Source `{name}` says no vendor", expected="`kind: sendgrid` or another", where=f"$.sources.{name}.kind")
+    for name, settings in config.channels.items():
+        if "kind" not in settings:
+            raise ConfigError(f"Channel `{name}` says no vendor", expected="`kind: smtp` or another", where=f"$.channels.{name}.kind")
     return config
 
 

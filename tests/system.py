@@ -34,7 +34,7 @@ from midflight.stream.measures import MEASURES
 
 PROJECT = Path(__file__).parent.parent
 CONTROLS = PROJECT / "tests" / "controls"
-NAMES = ("door", "engine", "console", "history")
+NAMES = ("door", "engine", "console", "history", "conductor")
 VENDORS = tuple(kind for kind in kinds() if kind != SITE)
 wait_s_max = 60.0
 games_max = 20
@@ -367,6 +367,7 @@ class Picture:
             "duplicates": sorted(receipts.items()),
             "drops": sorted(self.db.execute("SELECT * FROM drops")),
             "marks": sorted(self.db.execute("SELECT * FROM marks")),
+            **{name: sorted(self.db.execute(f"SELECT * FROM {name}")) for name in ("suppressions", "orders", "advised")},
         }
 
     def _name(self, kind: str, number: int) -> str:

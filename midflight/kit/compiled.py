@@ -15,8 +15,8 @@ entry = numba.njit(cache=True, _nrt=False)
 inner = numba.njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, _nrt=False)
 
 
-def keep_compiled(package: str) -> None:
-    """Keep the compiled functions of a package in a folder named after its source.
+def keep_compiled(*packages: str) -> None:
+    """Keep the compiled functions of packages in a folder named after their sources.
 
     Numba itself notices only changes of the file in which a function stands, not of those that it calls or whose constants it uses, and
     keeps its files beside the source, where an installed package may not write.
@@ -24,7 +24,8 @@ def keep_compiled(package: str) -> None:
     if os.environ.get("NUMBA_CACHE_DIR"):
         return
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in (Path(__file__), *sorted(Path(package).glob("*.py"))):
+    sources = (path for package in packages for path in sorted(Path(package).rglob("*.py")))
+    for path in (Path(__file__), *sources):
         digest.update(path.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(home) / "midflight" / f"compiled-{digest.hexdigest()[:16]}"

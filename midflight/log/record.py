@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 # webhook: a vendor's request. track: Segment's format. events: canonical events (imports, polls). definition: a versioned
-# definition. replay: parse a dead letter again. tick: time moves on. Append, never reorder.
-RECORD_KINDS = ("webhook", "track", "events", "definition", "replay", "tick")
+# definition or an order. replay: parse a dead letter again. tick: time moves on. decision: what was decided. Append, never reorder.
+RECORD_KINDS = ("webhook", "track", "events", "definition", "replay", "tick", "decision")
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True):

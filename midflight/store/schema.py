@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..stream.measures import MEASURES
 
-VERSION = 3
+VERSION = 4
 ENDED = "ended_the_engine"  # why a record is a dead letter that was never read
 
 _KEY = "campaign INTEGER, minute INTEGER, variant INTEGER, wave INTEGER, provider INTEGER, source INTEGER, segment INTEGER"
@@ -53,6 +53,17 @@ CREATE TABLE IF NOT EXISTS campaigns (campaign INTEGER PRIMARY KEY, first_minute
 -- clicks: new rows come in at the end, so that a batch changes few pages however many people there are.
 CREATE TABLE IF NOT EXISTS clickers (campaign INTEGER, message INTEGER, recipient TEXT, variant INTEGER, wave INTEGER,
     clicked_at_us INTEGER, converted_at_us INTEGER, PRIMARY KEY (campaign, clicked_at_us, message)) WITHOUT ROWID;
+
+-- Who must not be written to: the last thing that was said about it, in log order. why: unsubscribed, complained, bounced. A complaint and
+-- a dead address stay; who subscribes again after unsubscribing is taken out.
+CREATE TABLE IF NOT EXISTS suppressions (recipient TEXT PRIMARY KEY, why TEXT NOT NULL, at_us INTEGER NOT NULL) WITHOUT ROWID;
+
+-- What people asked for, as records of the log, for whoever has to do it: see act/orders.py.
+CREATE TABLE IF NOT EXISTS orders (position INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, body BLOB NOT NULL);
+
+-- Who was given what by the advisor, so that the next call says the same: see act/advice.py.
+CREATE TABLE IF NOT EXISTS advised (campaign TEXT, recipient TEXT, wave INTEGER, variant TEXT, propensity REAL,
+    PRIMARY KEY (campaign, recipient)) WITHOUT ROWID;
 
 -- What could not be read, with its bytes. state: 0 waiting, 1 replayed and folded, 2 replayed and still bad.
 CREATE TABLE IF NOT EXISTS dead (position INTEGER, item INTEGER, source TEXT, reason TEXT, detail TEXT, raw BLOB, at_us INTEGER,

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import apsw
 import apsw.sqlite_extra
+import msgspec
 import numpy as np
 
+from ..events import BOUNCE_CLASSES, KINDS
+from ..log.record import Record
 from ..stream.edge import Prepared
 from ..stream.hashing import mix
 from ..stream.measures import FRESHNESS_EDGES_MS, MEASURES
@@ -27,7 +30,7 @@ _HOUR_KEY = ("campaign", "hour", *_KEY[2:])
 _SECOND_KEY = ("campaign", "second", *_KEY[2:])
 _DERIVED = (
     "meta", "names", "cells", "hours", "delays", "hour_delays", "recent", "recent_delays", "campaigns", "clickers", "dead", "receipts",
-    "drops", "freshness", "marks",
+    "drops", "freshness", "marks", "suppressions", "orders", "advised",
 )  # fmt: skip
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 minutes_of_freshness_max = 7 * 24 * 60
@@ -65,6 +68,11 @@ _RECEIPT = (
 )
 
 
+_BOUNCED, _HARD = KINDS.index("bounced"), BOUNCE_CLASSES.index("hard")
+_WHY = {KINDS.index(name): name if name != "subscribed" else "" for name in ("unsubscribed", "complained", "bounced", "subscribed")}
+_SUPPRESSING = np.isin(np.arange(256), list(_WHY))
+
+
 class Changes:
     """What batches changed since the last commit, and nothing else of them: many large batches take little room here."""
 
@@ -81,6 +89,9 @@ class Changes:
         self.drops: Counter[tuple[str, str]] = Counter()
         self.dead: list[tuple] = []
         self.replayed: list[tuple[int, int, bool]] = []
+        self.suppressions: dict[str, tuple[str, int]] = {}  # recipient -> why ("" for no longer), when; the last one said
+        self.orders: list[tuple[int, int, bytes]] = []
+        self.advised: list[tuple] = []
         self.next_position = 0
         self.log_time_us = 0
 
@@ -107,8 +118,36 @@ class Changes:
         self.drops.update(prepared.drops)
         self.dead += [*prepared.dead, *conflicts]
         self.replayed += prepared.replayed
+        self._suppressions(prepared)
+        for record in prepared.asked:
+            self._asked(record)
         self.next_position, self.log_time_us = prepared.next_position, prepared.log_time_us
         return self
+
+    def _suppressions(self, prepared: Prepared) -> None:
+        """Note who asked for no more, complained, or has no mailbox."""
+        kind, batch = prepared.batch.kind, prepared.batch
+        rows = np.flatnonzero(_SUPPRESSING[kind] & ((kind != _BOUNCED) | (batch.bounce == _HARD)))
+        if not rows.size:
+            return
+        for row, recipient in zip(rows.tolist(), prepared.recipients(rows), strict=True):
+            if not recipient or recipient.startswith("id:"):
+                continue
+            why = _WHY[int(kind[row])]
+            before = self.suppressions.get(recipient, ("", 0))[0]
+            # Somebody who subscribes again is not therefore reachable again, and has not withdrawn a complaint.
+            if why not in ("", "unsubscribed") or before in ("", "unsubscribed"):
+                self.suppressions[recipient] = (why, int(batch.at_us[row]))
+
+    def _asked(self, record: Record) -> None:
+        if record.kind == "definition":
+            self.orders.append((record.position, record.at_us, record.body))
+            return
+        try:
+            self.advised += msgspec.json.decode(record.body, type=list[tuple[str, str, int, str, float]])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # Only our own door writes these; one that another version wrote differently is no reason to stop.
+            self.drops["advice", "unreadable"] += 1
 
     def _clickers(self, effect: Effects, prepared: Prepared) -> None:
         known = np.flatnonzero(effect.clicker_campaign)
@@ -206,6 +245,7 @@ class StoreWriter:
             self.db.executemany("INSERT OR IGNORE INTO marks VALUES (?, ?, ?)", changes.marks)
             self._receipts(changes)
             self._dead(changes)
+            self._asked(changes)
             self._meta({"position": changes.next_position, "log_time_us": changes.log_time_us})
         names.new.clear()
 
@@ -274,6 +314,19 @@ class StoreWriter:
         self.db.executemany("INSERT OR IGNORE INTO dead VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(*dead, 0) for dead in changes.dead])
         tried = [(1 if readable else 2, position, item) for position, item, readable in changes.replayed]
         self.db.executemany("UPDATE dead SET state = ? WHERE position = ? AND item = ?", tried)
+
+    def _asked(self, changes: Changes) -> None:
+        """Write who must not be written to, what people asked for, and what the advisor told."""
+        self.db.executemany(
+            "INSERT INTO suppressions VALUES (?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET why = excluded.why, at_us = excluded.at_us "
+            "WHERE why = 'unsubscribed' OR excluded.why <> 'unsubscribed'",
+            [(recipient, why, at_us) for recipient, (why, at_us) in changes.suppressions.items() if why],
+        )
+        again = [(recipient,) for recipient, (why, _) in changes.suppressions.items() if not why]
+        self.db.executemany("DELETE FROM suppressions WHERE recipient = ? AND why = 'unsubscribed'", again)
+        self.db.executemany("INSERT OR IGNORE INTO orders VALUES (?, ?, ?)", changes.orders)
+        # The first answer stands: whoever asked twice at once was told the same by the door, or this one is what it told first.
+        self.db.executemany("INSERT OR IGNORE INTO advised VALUES (?, ?, ?, ?, ?)", changes.advised)
 
     def close(self) -> None:
         self.db.close()

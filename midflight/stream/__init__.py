@@ -2,4 +2,5 @@
 
 from ..kit.compiled import keep_compiled
 
-keep_compiled(__path__[0])
+# The functions of `decide` are kept beside these: a package that imports another is compiled with it.
+keep_compiled(__path__[0], __path__[0].removesuffix("stream") + "decide")

@@ -40,6 +40,7 @@ class Prepared(NamedTuple):
     source: Callable[[int], str]  # the name of a row's source
     dead: list[Dead]
     replayed: list[tuple[int, int, bool]]  # (position, item, could be read now) of dead letters that were tried again
+    asked: list[Record]  # definitions and the advisor's decisions
     receipts: dict[tuple[str, int], list[int]]  # (source, minute) -> [records, events, bad, time of the last record with events in us]
     drops: dict[tuple[str, str], int]  # (source, reason) -> n
     log_time_us: int
@@ -237,6 +238,7 @@ class _Assembly:
             source=lambda row: names[int(columns["source"][row])],
             dead=self.parsed.dead,
             replayed=self.parsed.replayed,
+            asked=self.parsed.asked,
             receipts=self.parsed.receipts,
             drops=dict(self.parsed.drops),
             log_time_us=int(self.received.max(initial=0)),

@@ -24,6 +24,9 @@ K_OPENED, K_CLICKED, K_CONVERTED, K_IDENTIFIED = (_KIND[k] for k in ("opened", "
 
 ABOUT_MESSAGES = frozenset(KINDS) - {"unknown", "inbound", "converted", "identified", "paged", "tracked"}
 
+# Records of our own that are no events: what people ask for, and what the advisor told.
+ASKED = ("definition", "decision")
+
 # What a source's own code may raise for bytes it did not expect. Such a record waits among the dead letters until the file is mended.
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError, MemoryError)
 
@@ -57,6 +60,7 @@ class ParsedRows:
         self.withdrawn: list[int] = []
         self.dead: list[Dead] = []
         self.replayed: list[tuple[int, int, bool]] = []
+        self.asked: list[Record] = []
         self.receipts: dict[tuple[str, int], list[int]] = {}
         self.drops: dict[tuple[str, str], int] = defaultdict(int)
 
@@ -70,7 +74,9 @@ class ParsedRows:
             self._canonical(number, record)
         elif record.kind == "replay":
             self._replay(number, record)
-        # definition and tick records move time and nothing else here.
+        elif record.kind in ASKED:
+            self.asked.append(record)
+        # Ticks move time and nothing else here.
 
     def _request(self, number: int, record: Record) -> None:
         source = self.sources.get(record.source)
