@@ -84,11 +84,11 @@ def test_nobody_is_planned_twice(outbox: Outbox) -> None:
 def test_only_what_is_planned_is_called(outbox: Outbox) -> None:
     """An intent is called once; a second caller, and one for a message that was taken out, is told no."""
     outbox.plan(CAMPAIGN, planned(3), NOW_US)
-    assert outbox.skip(CAMPAIGN, ["p2@example.com"], "unsubscribed", NOW_US) == 1
+    assert outbox.skip(CAMPAIGN, {"p2@example.com": ("unsubscribed", "")}, NOW_US) == 1
     assert outbox.call(["in-0", "in-1", "in-2", "in-9"], NOW_US) == {"in-0", "in-1"}
     assert outbox.call(["in-0", "in-1", "in-2"], NOW_US) == set()
     # What is under way cannot be taken out any more.
-    assert outbox.skip(CAMPAIGN, ["p0@example.com"], "unsubscribed", NOW_US) == 0
+    assert outbox.skip(CAMPAIGN, {"p0@example.com": ("unsubscribed", "")}, NOW_US) == 0
 
 
 def test_a_known_end_never_changes(outbox: Outbox) -> None:
@@ -134,7 +134,7 @@ def test_an_open_call_is_unknown_after_a_death(tmp_path: Path) -> None:
     assert second.recover(NOW_US) == (1, 1)
     assert second.recover(NOW_US) == (0, 0)
     assert second.counts(CAMPAIGN) == {"planned": 2, "called": 0, "sent": 1, "refused": 0, "unknown": 1, "skipped": 0}
-    assert second.skip(CAMPAIGN, ["p0@example.com", "p1@example.com"], "stopped", NOW_US) == 1 and SKIPPED == 5
+    assert second.skip(CAMPAIGN, dict.fromkeys(["p0@example.com", "p1@example.com"], ("stopped", "")), NOW_US) == 1 and SKIPPED == 5
     second.close()
 
 

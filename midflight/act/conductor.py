@@ -11,7 +11,7 @@ from ..decide.delays import BUCKETS
 from ..decide.evidence import Evidence, Prior
 from ..decide.policies.policy import Plan, all_to, divide, steady
 from .campaigns import Campaigns, Running, Wave
-from .definition import Ready
+from .definition import DEFAULT_POLICY, Ready
 
 # campaign, variants, waves -> people's responses, [W, K, J]: what the numbers say by wave, variant and age.
 Responses = Callable[[str, list[str], list[str]], np.ndarray]
@@ -20,10 +20,8 @@ Responses = Callable[[str, list[str], list[str]], np.ndarray]
 def moments_us(now: Running) -> list[int]:
     """Return when waves can go, the first and the last included."""
     waves = now.definition.waves
-    step = int(waves.every_minutes * 60e6)
-    found = [now.started_us + n * step for n in range(waves.moments())]
-    end = now.started_us + int(waves.hours * 3600e6)
-    return found if found[-1] == end else [*found, end]
+    found = [now.after_us(n * waves.every_minutes / 60) for n in range(waves.moments())]
+    return found if found[-1] == now.ends_us else [*found, now.ends_us]
 
 
 def due(now: Running, now_us: int) -> bool:
@@ -35,13 +33,15 @@ def evidence_of(now: Running, given: list[Wave], responses: np.ndarray, sent: np
     """Return what the policy may know. ``sent`` [W, K] are messages that went, ``responses`` [W, K, J] what came of them."""
     moments = moments_us(now)
     waves = now.definition.waves
+    per_us = now.speed / 1e6
+    now_s = (now_us - now.started_us) * per_us
     return Evidence(
-        now_s=(now_us - now.started_us) / 1e6,
-        end_s=max((moments[-1] - now.started_us) / 1e6, 1.0),
+        now_s=now_s,
+        end_s=max((moments[-1] - now.started_us) * per_us, now_s, 1.0),
         ahead=sum(moment > now_us for moment in moments),
         left=now.left,
         live=now.live,
-        sent_at_s=np.array([(wave.at_us - now.started_us) / 1e6 for wave in given]),
+        sent_at_s=np.array([(wave.at_us - now.started_us) * per_us for wave in given]),
         sent=sent,
         responses=responses,
         wave_max=int(waves.per_minute * waves.every_minutes) if waves.per_minute else 1 << 40,
@@ -56,19 +56,38 @@ def give_out_due(campaigns: Campaigns, now: Running, ready: Ready, prior: Prior,
     """
     if now.state != "sending" or not now.left or not due(now, now_us):
         return 0
-    given = campaigns.waves(now.id)
-    names = [variant.name for variant in now.definition.variants]
+    given, names = campaigns.waves(now.id), names_of(now)
     sent = campaigns.outbox.sent(now.id, len(given), len(names))
     came = responses(now.name, names, [str(wave.wave) for wave in given]) if given else np.zeros((0, len(names), BUCKETS), np.int64)
     evidence = evidence_of(now, given, came, sent, now_us)
     random = Generator(PCG64(SeedSequence([now.definition.seed, len(given)])))
-    if now.pinned >= 0:
-        plan = Plan(recipients=steady(evidence), shares=all_to(now.pinned, len(names)))
-    else:
-        plan = ready.policy.plan(evidence, prior, random)
+    plan = planned(now, ready, evidence, prior, random)
     counts = divide(plan.recipients, plan.shares, random)
-    grounds = {
-        "sent": sent.sum(0).tolist(), "responses": came.sum((0, 2)).tolist(), "left": now.left, "ahead": evidence.ahead,
-        "policy": "pinned" if now.pinned >= 0 else now.definition.policy.get("kind", ""),
+    return campaigns.give_out(now, counts, plan.shares, random.permutation(plan.recipients), grounds_of(now, evidence), now_us)
+
+
+def planned(now: Running, ready: Ready, evidence: Evidence, prior: Prior, random: Generator) -> Plan:
+    """Return the next wave: the policy's, or everything to the variant that a person has chosen."""
+    if now.pinned >= 0:
+        return Plan(recipients=steady(evidence), shares=all_to(now.pinned, now.live.size))
+    return ready.policy.plan(evidence, prior, random)
+
+
+def grounds_of(now: Running, evidence: Evidence) -> dict:
+    """Return the numbers that a wave rests on, for the ledger."""
+    return {
+        "sent": evidence.sent.sum(0).tolist(), "responses": evidence.responses.sum((0, 2)).tolist(), "left": evidence.left,
+        "ahead": evidence.ahead, "policy": "pinned" if now.pinned >= 0 else now.definition.policy.get("kind", DEFAULT_POLICY),
     }  # fmt: skip
-    return campaigns.give_out(now, counts, plan.shares, random.permutation(plan.recipients), grounds, now_us)
+
+
+def names_of(now: Running) -> list[str]:
+    return [variant.name for variant in now.definition.variants]
+
+
+def planned_shares(given: list[Wave], arms: int) -> np.ndarray:
+    """Return the planned shares of waves, [W, K]; a variant that came later had none before."""
+    found = np.zeros((len(given), arms))
+    for row, wave in zip(found, given, strict=True):
+        row[: len(wave.shares)] = wave.shares
+    return found

@@ -14,6 +14,7 @@ from ..decide.policies import REGISTRY as POLICIES
 from ..decide.policies import Policy
 from ..events import recipient_key
 from ..kit.errors import MidflightError, nearest
+from ..stream.providers import PROVIDERS
 from .templates import Content, Template, compile_variant
 
 DEFAULT_POLICY = "finite_list"
@@ -38,11 +39,13 @@ class Variant(Content, kw_only=True, forbid_unknown_fields=True):
 
 
 class Audience(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Who gets it: one of a CSV file with a column `email`, a segment, or whoever is named through the API."""
+    """Who gets it: one of a CSV file with a column `email`, a segment, or whoever your own system asks about through `/v1/decide`; then
+    ``expected`` is about how many that will be."""
 
     csv: str = ""
     segment: str = ""
     api: bool = False
+    expected: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Waves(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -54,9 +57,9 @@ class Waves(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     start: str = ""
     hours: Annotated[float, msgspec.Meta(gt=0, le=24 * 31)] = 8.0
-    every_minutes: Annotated[float, msgspec.Meta(ge=1, le=24 * 60)] = 5.0
+    every_minutes: Annotated[float, msgspec.Meta(ge=0.5, le=24 * 60)] = 5.0
     per_minute: Annotated[int, msgspec.Meta(ge=0)] = 0  # messages, all together; 0 is no bound
-    per_provider_per_minute: dict[str, PerMinute] = {}  # by mailbox provider, as in `gmail: 200`
+    per_provider_per_minute: dict[str, PerMinute] = {}  # by mailbox provider, as in `Gmail: 200`
     warm_up: list[PerMinute] = []
 
     def start_us(self) -> int:
@@ -75,7 +78,7 @@ class Campaign(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A campaign. ``policy`` holds ``kind`` and that policy's settings; ``why_opens`` why a goal that machines reach is wanted."""
 
     name: str
-    channel: str
+    channel: str = ""  # none where your own system sends
     from_address: str
     reply_to: str = ""
     audience: Audience
@@ -89,7 +92,7 @@ class Campaign(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     holdout: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = (
         0.0  # share of the audience that gets nothing, to measure what the campaign is worth
     )
-    seed: int = 1
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 1
     footer: str = "Unsubscribe"  # text of the link below a body that has none
 
 
@@ -112,6 +115,7 @@ def campaign_of(raw: object, channels: set[str]) -> Ready:
     _check_names(campaign, channels)
     _check_audience(campaign)
     _check_waves(campaign.waves)
+    _check_providers(campaign.waves)
     policy = _policy(campaign.policy)
     contents = [
         Content(**{name: getattr(variant, name) for name in Content.__struct_fields__}) for variant in campaign.variants
@@ -137,7 +141,7 @@ def _check_names(campaign: Campaign, channels: set[str]) -> None:
     for where, name in named:
         if not _PLAIN.fullmatch(name) or name != name.strip() or len(name) > name_chars_max:
             raise BadCampaign("A name", expected=f"1 to {name_chars_max} characters on one line", got=repr(name[:120]), where=where)
-    if campaign.channel not in channels:
+    if campaign.channel not in channels and (campaign.channel or not campaign.audience.api):
         raise BadCampaign(f"Unknown channel `{campaign.channel}`", where="$.channel", todo=nearest(campaign.channel, channels))
     if not 1 <= len(campaign.variants) <= arms_max:
         raise BadCampaign("Variants", expected=f"1 to {arms_max}", got=len(campaign.variants), where="$.variants")
@@ -167,6 +171,14 @@ def _check_waves(waves: Waves) -> None:
         raise BadCampaign(
             "Too many waves", expected=f"at most {waves_max}", got=waves.moments(), where="$.waves", todo="Raise `every_minutes`"
         )  # fmt: skip
+
+
+def _check_providers(waves: Waves) -> None:
+    known = [name for name in PROVIDERS if name]
+    for name in waves.per_provider_per_minute:
+        if name.lower() not in {provider.lower() for provider in known}:
+            where = "$.waves.per_provider_per_minute"
+            raise BadCampaign(f"Unknown mailbox provider `{name[:60]}`", where=where, todo=nearest(name[:60], known))
 
 
 def _policy(raw: dict) -> Policy:

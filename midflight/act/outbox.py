@@ -26,17 +26,23 @@ VERSION = 1
 PLANNED, CALLED, SENT, REFUSED, UNKNOWN, SKIPPED = range(6)
 STATES = ("planned", "called", "sent", "refused", "unknown", "skipped")
 detail_chars_max = 500
+promise_us_max = 23 * 3600 * 1_000_000  # how long a call that a vendor makes once however often it comes may be made again
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- A recipient has one row in a campaign, whatever the audience's file repeats: the key says so.
 -- not_before_us: when a message that was put off may be tried again. idempotent: whether its last call may be made again.
+-- called_at: the log's end when it was called; what a webhook can say of it stands behind. provider: the recipient's mailbox provider.
 CREATE TABLE IF NOT EXISTS messages (campaign INTEGER, recipient TEXT, wave INTEGER, variant INTEGER, propensity REAL,
     state INTEGER NOT NULL DEFAULT 0, intent TEXT NOT NULL UNIQUE, message_id TEXT NOT NULL DEFAULT '', code TEXT NOT NULL DEFAULT '',
     detail TEXT NOT NULL DEFAULT '', tries INTEGER NOT NULL DEFAULT 0, idempotent INTEGER NOT NULL DEFAULT 0,
-    not_before_us INTEGER NOT NULL DEFAULT 0, changed_at_us INTEGER NOT NULL, PRIMARY KEY (campaign, recipient)) WITHOUT ROWID;
+    not_before_us INTEGER NOT NULL DEFAULT 0, changed_at_us INTEGER NOT NULL, called_at INTEGER NOT NULL DEFAULT 0,
+    provider INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (campaign, recipient)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS waiting ON messages (campaign, not_before_us) WHERE state = 0;
+CREATE INDEX IF NOT EXISTS waiting_at ON messages (campaign, provider, not_before_us) WHERE state = 0;
 CREATE INDEX IF NOT EXISTS open_calls ON messages (campaign) WHERE state = 1;
+CREATE INDEX IF NOT EXISTS unsettled ON messages (called_at) WHERE state = 4;
+CREATE INDEX IF NOT EXISTS by_recipient ON messages (recipient, changed_at_us);
 """
 
 
@@ -49,6 +55,8 @@ class Planned(msgspec.Struct, kw_only=True, frozen=True):
     propensity: float
     intent: str
     tries: int = 0
+    provider: int = 0
+    code: str = ""
 
 
 class Result(msgspec.Struct, kw_only=True, frozen=True):
@@ -63,12 +71,14 @@ class Result(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Outbox:
-    """The only writer of ``outbox.db``. Every method is one transaction that is on disk when it returns."""
+    """The only writer of ``outbox.db``. Every method is one transaction that is on disk when it returns. Any number may open it to read."""
 
-    def __init__(self, path: Path) -> None:
-        self.db = apsw.Connection(str(path))
+    def __init__(self, path: Path, *, reading: bool = False) -> None:
+        self.db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY) if reading else apsw.Connection(str(path))
+        self.db.set_busy_timeout(10_000)
+        if reading:
+            return
         try:
-            self.db.set_busy_timeout(10_000)
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute(_SCHEMA)
@@ -89,31 +99,40 @@ class Outbox:
         """Do the same within a transaction of the caller's. Whoever has a message of this campaign already gets no other."""
         before = self.db.total_changes()
         self.db.executemany(
-            "INSERT INTO messages (campaign, recipient, wave, variant, propensity, intent, changed_at_us) VALUES (?, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (campaign, recipient) DO NOTHING",
-            ((campaign, m.recipient, m.wave, m.variant, m.propensity, m.intent, now_us) for m in messages),
+            "INSERT INTO messages (campaign, recipient, wave, variant, propensity, intent, changed_at_us, provider) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (campaign, recipient) DO NOTHING",
+            ((campaign, m.recipient, m.wave, m.variant, m.propensity, m.intent, now_us, m.provider) for m in messages),
         )
         return self.db.total_changes() - before
 
-    def waiting(self, campaign: int, now_us: int, count_max: int) -> list[Planned]:
-        """Return messages that may go now, those that wait longest first. They are not taken: `call` does that."""
+    def waiting(self, campaign: int, now_us: int, count_max: int, provider: int = -1) -> list[Planned]:
+        """Return messages that may go now, all or those to one mailbox provider, those that wait longest first.
+
+        They are not taken: `call` does that.
+        """
+        which = "" if provider < 0 else f"AND provider = {int(provider)}"
         found = self.db.execute(
-            "SELECT recipient, wave, variant, propensity, intent, tries FROM messages "
-            "WHERE campaign = ? AND state = 0 AND not_before_us <= ? ORDER BY not_before_us LIMIT ?",
+            f"SELECT recipient, wave, variant, propensity, intent, tries, provider, code FROM messages "
+            f"WHERE campaign = ? AND state = 0 AND not_before_us <= ? {which} ORDER BY not_before_us LIMIT ?",
             (campaign, now_us, count_max),
         )
         return [
-            Planned(recipient=r, wave=w, variant=v, propensity=p, intent=i, tries=t) for r, w, v, p, i, t in found
+            Planned(recipient=r, wave=w, variant=v, propensity=p, intent=i, tries=t, provider=m, code=c)
+            for r, w, v, p, i, t, m, c in found
         ]  # fmt: skip
 
-    def call(self, intents: Iterable[str], now_us: int, *, idempotent: bool = False) -> set[str]:
-        """Note that these are about to be called, and return those that may be: only what is planned. Nothing else may be sent."""
+    def call(self, intents: Iterable[str], now_us: int, *, idempotent: bool = False, position: int = 0) -> set[str]:
+        """Note that these are about to be called, and return those that may be: only what is planned. Nothing else may be sent.
+
+        ``position`` is the log's end at this moment.
+        """
         allowed = set()
         with self.db:
             for intent in intents:
                 self.db.execute(
-                    "UPDATE messages SET state = 1, tries = tries + 1, idempotent = ?, changed_at_us = ? WHERE intent = ? AND state = 0",
-                    (idempotent, now_us, intent),
+                    "UPDATE messages SET state = 1, tries = tries + 1, idempotent = ?, changed_at_us = ?, called_at = ? "
+                    "WHERE intent = ? AND state = 0",
+                    (idempotent, now_us, position, intent),
                 )
                 if self.db.changes():
                     allowed.add(intent)
@@ -148,28 +167,92 @@ class Outbox:
             )
             return self.db.total_changes() - before
 
-    def skip(self, campaign: int, recipients: Iterable[str], why: str, now_us: int) -> int:
-        """Take planned messages out, for good; return how many."""
+    def unsettled(self) -> list[tuple[str, int]]:
+        """Return the intents of calls whose end is unknown, each with the log's end when it was called."""
+        return self.db.execute("SELECT intent, called_at FROM messages WHERE state = 4 ORDER BY called_at").fetchall()
+
+    def settled_by_hand(self, campaign: int, state: int, now_us: int) -> int:
+        """Note that somebody says of all unknown calls of a campaign that they had their effect (SENT), or had none (PLANNED)."""
         with self.db:
             before = self.db.total_changes()
-            self.db.executemany(
-                "UPDATE messages SET state = 5, detail = ?, changed_at_us = ? WHERE campaign = ? AND recipient = ? AND state = 0",
-                [(why, now_us, campaign, recipient) for recipient in recipients],
+            self.db.execute(
+                "UPDATE messages SET state = ?, detail = 'a person said so', changed_at_us = ? WHERE campaign = ? AND state = 4",
+                (state, now_us, campaign),
             )
             return self.db.total_changes() - before
 
-    def recover(self, now_us: int) -> tuple[int, int]:
-        """After a start: calls that a former process left open. Return how many may be made again, and how many are now unknown."""
+    def give_back(self, intents: Iterable[str], now_us: int) -> int:
+        """Note that calls were not begun after all: they are planned again, and it was no try. Return how many."""
         with self.db:
+            before = self.db.total_changes()
+            self.db.executemany(
+                "UPDATE messages SET state = 0, tries = tries - 1, changed_at_us = ? WHERE intent = ? AND state = 1",
+                [(now_us, intent) for intent in intents],
+            )
+            return self.db.total_changes() - before
+
+    def skip(self, campaign: int, recipients: dict[str, tuple[str, str]], now_us: int) -> int:
+        """Take planned messages out, for good, each with a word for why and a detail; return how many."""
+        with self.db:
+            before = self.db.total_changes()
+            self.db.executemany(
+                "UPDATE messages SET state = 5, code = ?, detail = ?, changed_at_us = ? WHERE campaign = ? AND recipient = ? AND state = 0",
+                [(why, detail[:detail_chars_max], now_us, campaign, recipient) for recipient, (why, detail) in recipients.items()],
+            )
+            return self.db.total_changes() - before
+
+    def put_off(self, campaign: int, recipients: Iterable[str], until_us: int) -> None:
+        """Let planned messages wait until then."""
+        with self.db:
+            self.db.executemany(
+                "UPDATE messages SET not_before_us = ? WHERE campaign = ? AND recipient = ? AND state = 0",
+                [(until_us, campaign, recipient) for recipient in recipients],
+            )
+
+    def often(self, recipients: Iterable[str], since_us: int, count: int) -> set[str]:
+        """Return those who have got ``count`` messages or more since then, all campaigns together."""
+        asked = msgspec.json.encode(list(recipients)).decode()
+        return {
+            recipient
+            for (recipient,) in self.db.execute(
+                "SELECT recipient FROM messages WHERE recipient IN (SELECT value FROM json_each(?)) AND changed_at_us > ? "
+                "AND state IN (1, 2, 4) GROUP BY recipient HAVING count(*) >= ?",
+                (asked, since_us, count),
+            )
+        }
+
+    def recover(self, now_us: int, begun: set[str] | None = None) -> tuple[int, int]:
+        """After a start: calls that a former process left open. Return how many go again, and how many are now unknown.
+
+        ``begun`` names those that can have had an effect; None where that is not known. Vendors forget what they promised after a day:
+        then a second call would be another message.
+        """
+        with self.db:
+            self.db.execute(
+                "UPDATE messages SET state = 4, detail = 'no answer, and too long ago to ask again', changed_at_us = ? "
+                "WHERE state = 0 AND idempotent = 1 AND tries > 0 AND changed_at_us <= ?",
+                (now_us, now_us - promise_us_max),
+            )
             again = self.db.execute(
-                "UPDATE messages SET state = 0, changed_at_us = ? WHERE state = 1 AND idempotent = 1 RETURNING 1", (now_us,)
+                "UPDATE messages SET state = 0, changed_at_us = ? WHERE state = 1 AND idempotent = 1 AND changed_at_us > ? RETURNING 1",
+                (now_us, now_us - promise_us_max),
             ).fetchall()
-            unknown = self.db.execute(
-                "UPDATE messages SET state = 4, detail = 'the process ended during the call', changed_at_us = ? "
-                "WHERE state = 1 RETURNING 1",
-                (now_us,),
-            ).fetchall()
-        return len(again), len(unknown)
+            left = [intent for (intent,) in self.db.execute("SELECT intent FROM messages WHERE state = 1")]
+            never = [] if begun is None else [intent for intent in left if intent not in begun]
+            self.db.executemany(
+                "UPDATE messages SET state = 0, tries = tries - 1, changed_at_us = ? WHERE intent = ?", [(now_us, i) for i in never]
+            )
+            self.db.execute(
+                "UPDATE messages SET state = 4, detail = 'the process ended during the call', changed_at_us = ? WHERE state = 1", (now_us,)
+            )
+        return len(again) + len(never), len(left) - len(never)
+
+    def gone_since(self, campaign: int, since_us: int) -> int:
+        """Return how many messages of a campaign went, or may have gone, since then."""
+        (found,) = self.db.execute(
+            "SELECT count(*) FROM messages WHERE campaign = ? AND state IN (1, 2, 4) AND changed_at_us >= ?", (campaign, since_us)
+        ).fetchone()
+        return found
 
     def counts(self, campaign: int) -> dict[str, int]:
         """Return how many messages are in each state."""

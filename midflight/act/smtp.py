@@ -14,6 +14,7 @@ import re
 import ssl
 from base64 import b64encode
 from binascii import b2a_base64, b2a_qp
+from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
@@ -205,15 +206,16 @@ class SmtpConnection:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
-    async def send(self, message: Message, mime: bytes | None = None) -> Outcome:
+    async def send(self, message: Message, mime: bytes | None = None, begun: Callable[[], None] = lambda: None) -> Outcome:
         """Send a message, made here or given as ``mime``, and say what became of it. It raises nothing of the network's.
 
+        ``begun`` hears when the server wants the content: from then on it may have the message, and not before.
         Only one at a time. Who cancels it has to take the message for ``unknown``; the connection is closed then.
         """
         assert not self._busy, "a connection sends one message at a time"
         self._busy, whole = True, False
         try:
-            outcome = await self._send(message, mime)
+            outcome = await self._send(message, mime, begun)
             whole = True
             return outcome
         finally:
@@ -221,14 +223,17 @@ class SmtpConnection:
             if not whole:
                 self._drop()  # what the server says next would be taken for the answer to the next message
 
-    async def _send(self, message: Message, mime: bytes | None) -> Outcome:
+    async def _send(self, message: Message, mime: bytes | None, begun: Callable[[], None]) -> Outcome:
         try:
             letter = self._letter(message, mime)
         except BadMessage as error:
             return Outcome(kind="refused", code="message", detail=error.text()[:500])
         try:
             wire = await self._ready()
-            refused = self._impossible(letter) or await self._offer(wire, letter) or await self._content(wire, letter)
+            refused = self._impossible(letter) or await self._offer(wire, letter)
+            if not refused:
+                begun()
+                refused = await self._content(wire, letter)
         except TurnedAway as error:
             self._drop()
             return Outcome(kind="later", code=error.code, detail=str(error))
@@ -495,7 +500,7 @@ address_chars_max = 320
 BOUNDARY = "=_midflight"
 OURS = {
     "from", "to", "reply-to", "subject", "date", "message-id", "mime-version", "content-type", "content-transfer-encoding",
-    "x-midflight-campaign", "x-midflight-variant", "x-midflight-wave", "x-midflight-intent",
+    "x-midflight-campaign", "x-midflight-variant", "x-midflight-wave", "x-midflight-propensity", "x-midflight-intent",
 }  # fmt: skip
 
 
@@ -541,6 +546,7 @@ def mime_of(message: Message, date_us: int, domain: str, metadata: str = "none")
         _text("X-Midflight-Campaign", message.campaign),
         _text("X-Midflight-Variant", message.variant),
         _text("X-Midflight-Wave", message.wave),
+        f"X-Midflight-Propensity: {message.propensity:.6g}",
         f"X-Midflight-Intent: {message.intent}",
     ]
     if message.reply_to:

@@ -1,0 +1,163 @@
+"""Looks at a campaign: from its numbers to how it stands, what may be claimed, and what has to be stopped."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+from numpy.random import PCG64, Generator, SeedSequence
+
+from ..decide.claims import Claim, Labels, explain, judge_all
+from ..decide.delays import AGES_S
+from ..decide.evidence import Belief, Evidence, Prior, believe
+from ..decide.guardrails import Trip
+from ..decide.policies.policy import frequencies, sample_best
+from ..decide.sample_ratio import Split, check
+from .campaigns import Running, Wave
+from .conductor import names_of, planned_shares
+from .standing import Arm, Projected, Said, Standing
+
+Z_975 = 1.959963984540054
+GOALS = {"click": "clicks", "open": "opens", "conversion": "conversions", "revenue": "conversions"}
+
+
+class Observed(msgspec.Struct, kw_only=True):
+    """What a look rests on: the evidence, the same responses with those that machines may have made [W, K, J], and the waves."""
+
+    evidence: Evidence
+    everybody: np.ndarray
+    given: list[Wave]
+
+
+class Watch:
+    """Follows one campaign's evidence; what it knows can be made again from the numbers at any time."""
+
+    def __init__(self, arms: int) -> None:
+        self.arms = arms
+        self.people, self.everybody = Labels(arms), Labels(arms)
+
+    def look(self, now: Running, seen: Observed, prior: Prior, now_us: int) -> Standing:
+        """Return how the campaign stands by what was observed."""
+        evidence = seen.evidence
+        # Labels are compared with what was planned: the shares of what has gone by now change while a wave is on its way.
+        given = msgspec.structs.replace(evidence, sent=planned_counts(seen, self.arms))
+        self.people.update(given, evidence.responses)
+        self.everybody.update(given, seen.everybody)
+        belief = believe(evidence, prior)
+        settings = now.definition.claims
+        said = judge_all(self.people, self.everybody, belief, evidence, settings)
+        said = explain(said, self.people, belief, evidence, settings)
+        split = check(evidence.sent, planned_shares(seen.given, self.arms))
+        return Standing(
+            at_us=now_us,
+            goal=now.definition.goal,
+            arms=arms_of(now, evidence, belief, seen.given),
+            curve=[(float(age), float(share)) for age, share in zip(AGES_S[:-1], belief.curve[:-1], strict=True)],
+            said=in_words(said, now, split),
+            split_broken=split.broken,
+            split_text=split_text(split, names_of(now)),
+            projected=projected(now, evidence, belief, seen.given),
+        )
+
+
+def planned_counts(seen: Observed, arms: int) -> np.ndarray:
+    """Return what each wave was to give each variant, [W, K], in thousandths of people, so that small shares of small waves are not lost.
+
+    A wave for which others ask has no size of its own: those who were told count.
+    """
+    told = seen.evidence.sent.sum(1)
+    sizes = np.array([wave.recipients or count for wave, count in zip(seen.given, told.tolist(), strict=True)]).reshape(-1, 1)
+    return np.rint(planned_shares(seen.given, arms) * sizes * 1000).astype(np.int64)
+
+
+def arms_of(now: Running, evidence: Evidence, belief: Belief, given: list[Wave]) -> list[Arm]:
+    """Return what is known of each variant."""
+    random = Generator(PCG64(SeedSequence([now.definition.seed, len(given), 1])))
+    live = evidence.live
+    best = frequencies(sample_best(belief, live, random)[:, 0], live.size) if live.any() else np.zeros(live.size)
+    low, high = (gamma_quantile(belief.shape, z) / belief.rate for z in (-Z_975, Z_975))
+    sent, came = evidence.sent.sum(0), evidence.responses.sum((0, 2))
+    shares = planned_shares(given[-1:], live.size).sum(0)
+    return [
+        Arm(
+            name=name, live=bool(live[k]), pinned=now.pinned == k, sent=int(sent[k]), responses=int(came[k]),
+            coming=float(max(0.0, sent[k] * belief.mean[k] - came[k])), rate=float(belief.mean[k]), low=float(low[k]), high=float(high[k]),
+            best=float(best[k]), share=float(shares[k]),
+        )
+        for k, name in enumerate(names_of(now))
+    ]  # fmt: skip
+
+
+def gamma_quantile(shape: np.ndarray, z: float) -> np.ndarray:
+    """Return quantiles of gamma variables [K] at a normal one (Wilson and Hilferty 1931); within 1 % from a shape of 2 on."""
+    return shape * (1 - 1 / (9 * shape) + z / (3 * np.sqrt(shape))).clip(0) ** 3
+
+
+def projected(now: Running, evidence: Evidence, belief: Belief, given: list[Wave]) -> Projected:
+    """Return the responses of the whole list in the end, if the rest is sent as the last wave was."""
+    live = evidence.live
+    shares = planned_shares(given[-1:], live.size).sum(0) if given else live / max(1, live.sum())
+    total = evidence.total
+    return Projected(
+        ends_us=now.ends_us,
+        responses=float(evidence.sent.sum(0) @ belief.mean + evidence.left * (shares @ belief.mean)),
+        responses_equal=float(total * belief.mean.mean()),
+    )
+
+
+def in_words(claim: Claim, now: Running, split: Split) -> Said:
+    """Return a claim as people read it. Where waves did not go as planned nothing is claimed."""
+    names = [names_of(now)[k] for k in claim.arms]
+    settings, what = now.definition.claims, GOALS[now.definition.goal]
+    within = f"{settings.tolerance:.0%}"
+    more = float(claim.more_sends) if math.isfinite(claim.more_sends) else None
+    if split.broken and claim.kind != "not_yet":
+        text = "Nothing can be claimed: the waves did not reach the variants in the planned shares, so they are not comparable."
+        return Said(kind="not_yet", waits_for="split", evidence=float(claim.evidence), text=text)
+    if claim.kind == "winner":
+        text = f"{names[0]} is the winner by {what}: it beats every other. The chance that this is wrong is at most {settings.alpha:.0%}."
+    elif claim.kind == "within":
+        listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+        text = f"{listed} {'is' if len(names) == 1 else 'are'} within {within} of the best by {what}."
+    elif claim.kind == "no_difference":
+        text = f"No variant is more than {within} better than another by {what}."
+    else:
+        text = f"Not yet known which is best by {what}. {_WAITS.get(claim.waits_for, _WAITS['responses'])}"
+        if more:
+            text += f" About {_round(more):,} more sends would tell, if the difference is what it seems."
+    if now.definition.goal == "revenue" and claim.kind in ("winner", "within"):
+        text += " This is about how many buy; how much each spends is not tested."
+    return Said(
+        kind=claim.kind, arms=names, waits_for=claim.waits_for, more_sends=more, evidence=float(min(claim.evidence, 1e12)), text=text
+    )
+
+
+_WAITS = {
+    "arms": "There is only one variant left.",
+    "speeds": "One leads, but its people may only be quicker; a later look will tell.",
+    "machines": "One leads, but with clicks that machines may have made it would be another.",
+    "responses": "There are too few responses so far.",
+}
+
+
+def _round(count: float) -> int:
+    """Return a number to two digits: nothing beyond is known."""
+    digits = max(0, int(math.log10(max(count, 1))) - 1)
+    return int(round(count, -digits))
+
+
+def split_text(split: Split, names: list[str]) -> str:
+    if not split.broken:
+        return "Every wave reached its variants in the planned shares."
+    return f"Wave {split.wave + 1} reached {names[split.arm]} in another share than planned: look for messages refused or left out there."
+
+
+def trip_text(trip: Trip, now: Running) -> str:
+    """Return in words why a guard stops an arm or the campaign."""
+    who = "the campaign" if trip.arm < 0 else f"variant {names_of(now)[trip.arm]}"
+    rate = trip.happened / max(1, trip.of)
+    return (
+        f"{trip.what.capitalize()} rate of {who} is surely above its ceiling of {trip.ceiling:.2%}: {trip.happened:,} of {trip.of:,} "
+        f"({rate:.2%})"
+    )
