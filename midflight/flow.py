@@ -1,14 +1,17 @@
 """The way the data goes, on one page. Start here.
 
-    vendors ──HTTP──► door ──► log ──► engine: edge ─► shards ─► store ──► console, API
-                       │        │                                  ▲
-                  verify the    └──► history (Parquet) ──► sql     └── cells, names, dead letters, position: one transaction
-                  raw bytes
+    vendors ──HTTP──► door ──► log ──► engine: edge ─► shards ─► store ──► console, API ──orders──► door
+       ▲               │        │                                  │
+       │          verify the    └──► history (Parquet) ──► sql     ▼
+       │          raw bytes                                    conductor: decide ─► outbox ─► channels
+       └──────────────────────────── email ────────────────────────────────────────────────────┘
 
 Each function below is one process of ``midflight up``. They share nothing but files in one data folder, each written by one process
 alone, so any of them may be killed at any time. Read in this order: ``sources/sendgrid.py`` (bytes become events), ``log/writer.py``
 (what was acknowledged stays), ``stream/edge.py`` and ``stream/fold.py`` (events become numbers), ``store/host_local.py`` (the loop that
-runs them), ``store/read.py`` and ``serve/api.py`` (numbers become answers).
+runs them; cells, names, dead letters and position in one transaction), ``store/read.py`` and ``serve/api.py`` (numbers become answers),
+``decide/policies/finite_list.py`` and ``decide/claims.py`` (numbers become decisions), ``act/conductor.py`` and ``act/sender.py``
+(decisions become messages, each once).
 """
 
 from __future__ import annotations
@@ -44,8 +47,15 @@ def history(config: Config) -> None:
     run_history(config)
 
 
-# In the order in which they start: whoever sends may send at once, the rest catches up.
-PROCESSES = {"door": door, "engine": engine, "console": console, "history": history}
+def conductor(config: Config) -> None:
+    """Send campaigns wave by wave, each wave by what the numbers say by then; do what people ask of them, and write down why."""
+    from .serve.conduct import run_conductor
 
-# Who takes requests ends first; the others go on until nothing is left of what was taken.
-FIRST_TO_END = ("door", "console")
+    run_conductor(config)
+
+
+# In the order in which they start: whoever sends may send at once, the rest catches up.
+PROCESSES = {"door": door, "engine": engine, "console": console, "history": history, "conductor": conductor}
+
+# Who takes requests or sends ends first; the others go on until nothing is left of what was taken.
+FIRST_TO_END = ("door", "console", "conductor")

@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the tokens w
 @app.command()
 def make(
     label: str = typer.Argument(help="What the token is for."),
-    scope: list[str] = typer.Option(["read"], "--scope", help="read, write or admin; may be given several times."),
+    scope: list[str] = typer.Option(["read"], "--scope", help="read, write, send, decide or admin; may be given several times."),
 ) -> None:
     """Make a token and print it, alone on its line: it is shown this once."""
     access = Access(load_config())

@@ -19,6 +19,7 @@ from fastapi import Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRouter
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
@@ -37,6 +38,7 @@ from ..stream.measures import MEASURES
 from . import doorlink, models
 from .auth import Access, Forbidden, WrongCredentials
 from .live import Hub, Pulse, StreamResponse, key_rates, listen
+from .ordering import Lists
 from .shield import HEADERS, Shield, same_origin, session_of
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Site:
         self.counters = Counters()
         self.pulse = Pulse(self.store, clock)
         self.hub = Hub(self.pulse, self.counters)
+        self.lists = Lists(config)
         self._timeline = timeline
 
     def timeline(self, recipient: str) -> tuple[list[dict], str | None]:
@@ -90,12 +93,13 @@ def scopes_of(request: Request) -> set[str]:
     site = site_of(request)
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme:
-        scopes = site.access.token_scopes(secret.strip()) if scheme.lower() == "bearer" else None
-        if scopes is None:
+        token = site.access.token_named(secret.strip()) if scheme.lower() == "bearer" else None
+        if token is None:
             raise WrongCredentials(
                 "The token is not known", expected="`Authorization: Bearer TOKEN`", todo="`midflight token make NAME` makes one"
             )
-        return scopes
+        request.state.who = token[0]
+        return token[1]
     if request.method == "GET" and same_origin(request) and session_of(request):
         return {"read"}
     raise WrongCredentials("A token is missing", expected="`Authorization: Bearer TOKEN`", todo="`midflight token make NAME` makes one")
@@ -140,6 +144,32 @@ everybody = APIRouter(dependencies=[Depends(known_parameters)], responses={400: 
 
 def answers(model: type) -> dict:
     return {200: {"model": model}}
+
+
+BODIES: list[type[BaseModel]] = []
+
+
+def takes(model: type[BaseModel]) -> dict:
+    """Return the description of a body that `body_of` reads."""
+    if model not in BODIES:
+        BODIES.append(model)
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def body_of(model: type[BaseModel]) -> Callable:
+    """Return what reads a body, once it is known who sends it: FastAPI would read it first. Raises RequestValidationError."""
+
+    async def read(request: Request) -> BaseModel:
+        request.state.fields = model.model_fields
+        try:
+            if "json" not in request.headers.get("content-type", ""):
+                raise WrongQuery("The body is not JSON by its type", expected="`Content-Type: application/json`", where="body")
+            return model.model_validate_json(await request.body())
+        except ValidationError as error:
+            raise RequestValidationError([{**found, "loc": ("body", *found["loc"])} for found in error.errors()]) from None
+
+    return read
 
 
 def json(content: object, status: int = 200) -> Response:
@@ -637,7 +667,7 @@ def create_app(config: Config, clock: Clock | None = None, timeline: Timeline | 
         lifespan=lifespan,
     )
     app.state.site = site
-    for router in (reading, writing, everybody):
+    for router in routers():
         app.include_router(router)
     description = msgspec.json.encode(openapi())
 
@@ -658,13 +688,22 @@ def create_app(config: Config, clock: Clock | None = None, timeline: Timeline | 
     return app
 
 
+def routers() -> list[APIRouter]:
+    """Return every part of the API. What sends campaigns imports this module, and is joined here, when both are complete."""
+    from . import campaigning
+
+    return [reading, writing, campaigning.reading, campaigning.sending, everybody]
+
+
 def openapi() -> dict:
     """Return the OpenAPI description: errors in our shape, and tokens as the way in. Needs no settings and no files."""
     app = FastAPI()
-    for router in (reading, writing, everybody):
+    for router in routers():
         app.include_router(router)
     schema = get_openapi(title="Midflight", version=__version__, description=ABOUT, routes=app.routes)
     schema.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for model in BODIES:
+        schema["components"]["schemas"][model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"].get("schemas", {}).pop(name, None)
     for operations in schema["paths"].values():
@@ -705,7 +744,7 @@ async def _not_valid(request: Request, error: RequestValidationError) -> Respons
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     got = first.get("input")
     if first["type"] == "extra_forbidden":
-        known = models.Replay.model_fields if len(first["loc"]) == 2 else models.LetterId.model_fields
+        known = getattr(request.state, "fields", None) or (models.Replay if len(first["loc"]) == 2 else models.LetterId).model_fields
         name = str(first["loc"][-1])[:100]
         return answer_error(request, WrongQuery(f"Unknown field `{name}`", where=where, todo=nearest(name, known)))
     if where == "body" and "json" not in request.headers.get("content-type", ""):

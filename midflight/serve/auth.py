@@ -21,9 +21,9 @@ from ..kit.errors import MidflightError, NotFound, nearest
 
 logger = logging.getLogger(__name__)
 
-SCOPES = ("read", "write", "admin")
-# What a scope lets through: writers read too, administrators do everything.
-GRANTS = {"read": {"read"}, "write": {"read", "write"}, "admin": {"read", "write", "admin"}}
+SCOPES = ("read", "write", "send", "decide", "admin")
+# What a scope lets through: writers and senders read too, administrators do everything.
+GRANTS = {"read": {"read"}, "write": {"read", "write"}, "send": {"read", "send"}, "decide": {"decide"}, "admin": set(SCOPES)}
 
 password_chars_min = 10
 password_chars_max = 256
@@ -272,7 +272,7 @@ class Access:
             if scope not in SCOPES:
                 raise MidflightError(f"Unknown scope `{scope[:100]}`", where="scope", todo=nearest(scope[:100], SCOPES))
         if not scopes:
-            raise MidflightError("A token needs a scope", expected="read, write or admin", where="scope")
+            raise MidflightError("A token needs a scope", expected=" or ".join(SCOPES), where="scope")
         token = Token(secrets.token_hex(4), label, tuple(s for s in SCOPES if s in scopes), self.clock.now_us())
         secret = f"mf_{secrets.token_urlsafe(32)}"
         self._run("INSERT INTO tokens VALUES (?, ?, ?, ?, ?)", (token.id, hashed(secret), label, " ".join(token.scopes), token.made_us))
@@ -290,11 +290,16 @@ class Access:
         self._run("DELETE FROM tokens WHERE id = ?", (id_,))
 
     def token_scopes(self, secret: str) -> set[str] | None:
-        """Return what a token may do, or None where it is unknown. 256 random bits need no slow hash."""
+        """Return what a token may do, or None where it is unknown."""
+        found = self.token_named(secret)
+        return found and found[1]
+
+    def token_named(self, secret: str) -> tuple[str, set[str]] | None:
+        """Return a token's label and what it may do, or None where it is unknown. 256 random bits need no slow hash."""
         if not secret or len(secret) > 200:
             return None
-        found = self._run("SELECT scopes FROM tokens WHERE hash = ?", (hashed(secret),))
-        return set().union(*(GRANTS[s] for s in found[0][0].split())) if found else None
+        found = self._run("SELECT label, scopes FROM tokens WHERE hash = ?", (hashed(secret),))
+        return (found[0][0], set().union(*(GRANTS[s] for s in found[0][1].split()))) if found else None
 
     # -- the first user ----------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -215,6 +215,228 @@ class MetricList(Closed):
     metrics: list[MetricRow]
     measures: list[str]
     dimensions: list[str]
+
+
+class ExperimentRow(Closed):
+    """A campaign that Midflight sends. ``taken`` people of ``people`` are in waves already; ``held`` get
+    nothing, to measure what it is worth."""
+
+    name: str
+    state: Literal["draft", "scheduled", "sending", "paused", "stopped", "done"]
+    channel: str
+    goal: Literal["click", "conversion", "revenue", "open"]
+    people: int
+    taken: int
+    left: int
+    held: int
+    started_at: str | None
+    claim: str
+
+
+class Experiments(Closed):
+    experiments: list[ExperimentRow]
+    next: int | None
+
+
+class WaveRow(Closed):
+    """A wave that was given out; ``shares`` are the chances of the variants, in their order, and ``grounds`` what they rested on."""
+
+    wave: int
+    at: str | None
+    recipients: int
+    shares: list[float]
+    grounds: dict[str, Any]
+
+
+class ArmState(Closed):
+    name: str
+    live: bool
+    pinned: bool
+
+
+class Reason(Closed):
+    """Why messages did not go, or why it is not known whether they did."""
+
+    state: Literal["refused", "unknown", "skipped"]
+    code: str
+    detail: str
+    count: int
+
+
+class Change(Closed):
+    at: str | None
+    who: str
+    what: str
+    why: str
+
+
+class ArmStanding(Closed):
+    """What is known of a variant. ``rate`` is responses per message in the end, between ``low`` and ``high`` with 95 %; ``coming`` are
+    responses still expected of those who were sent to; ``best`` is the probability that no other is better."""
+
+    name: str
+    live: bool
+    pinned: bool
+    sent: int
+    responses: int
+    coming: float
+    rate: float
+    low: float
+    high: float
+    best: float
+    share: float
+
+
+class Said(Closed):
+    """What may be claimed; ``waits_for`` says why it is not more yet."""
+
+    kind: str
+    arms: list[str]
+    waits_for: str
+    more_sends: float | None
+    evidence: float | None
+    text: str
+
+
+class Projected(Closed):
+    ends_at: str | None
+    responses: float
+    responses_equal: float
+
+
+class StandingRow(Closed):
+    """How a campaign stood when it was last looked at. ``curve`` holds (seconds, share of responses that have come by then)."""
+
+    at: str | None
+    goal: str
+    arms: list[ArmStanding]
+    curve: list[tuple[float, float]]
+    said: Said
+    split_broken: bool
+    split_text: str
+    projected: Projected
+    next_at: str | None
+    behind_s: float
+    held: str
+
+
+class Experiment(ExperimentRow):
+    definition: dict[str, Any]
+    variants: list[ArmState]
+    waves: list[WaveRow]
+    messages: dict[str, int]
+    reasons: list[Reason]
+    standing: StandingRow | None
+    changes: list[Change]
+
+
+class LedgerLine(Closed):
+    """One decision: by whom, in words, and the numbers that it rested on."""
+
+    number: int
+    at: str | None
+    campaign: str
+    kind: str
+    who: str
+    text: str
+    why: str
+    grounds: dict[str, Any]
+
+
+class Ledger(Closed):
+    lines: list[LedgerLine]
+    next: int | None
+
+
+class LeftOut(Closed):
+    line: int
+    reason: str
+
+
+class Listed(Closed):
+    """What became of a list's rows. ``list`` names it; the list is what is in it, so the same one again has the same name."""
+
+    list: str
+    rows: int
+    taken: int
+    columns: list[str]
+    left_out: dict[str, int]
+    examples: list[LeftOut]
+
+
+class Ordered(Closed):
+    """``done`` is false where the conductor does not run: the order is in the log, and will be carried out when it does."""
+
+    done: bool
+    order: str
+    warnings: list[str]
+    note: str | None
+
+
+class PreviewRow(Closed):
+    """A variant as one recipient gets it. The preheader is not in ``html``; ``variables`` are those that the variant uses."""
+
+    name: str
+    subject: str
+    from_name: str
+    preheader: str
+    html: str
+    text: str
+    variables: list[str]
+
+
+class Previews(Closed):
+    recipient: str
+    warnings: list[str]
+    variants: list[PreviewRow]
+
+
+Why = Field(default="", max_length=2_000, description="Stands in the ledger")
+
+
+class NewExperiment(Closed):
+    """A campaign to put down as a draft. ``list`` is needed where the audience is a list."""
+
+    definition: dict[str, Any]
+    list: str = Field(default="", max_length=80, description="As `POST /v1/lists` named it")
+
+
+class Preview(NewExperiment):
+    """A campaign to look at before it is put down."""
+
+    recipient: str = Field(default="", max_length=320, description="An address of the list; its first without")
+
+
+class Move(Closed):
+    to: Literal["draft", "scheduled", "sending", "paused", "stopped"]
+    why: str = Why
+
+
+class Pin(Closed):
+    """Which variant gets all further waves; none gives them back to the policy."""
+
+    variant: str = Field(default="", max_length=100)
+    why: str = Why
+
+
+class Drop(Closed):
+    variant: str = Field(max_length=100)
+    why: str = Why
+
+
+class MoreVariant(Closed):
+    """A variant for all further waves, as in a definition."""
+
+    variant: dict[str, Any]
+    why: str = Why
+
+
+class TestSend(Closed):
+    """One variant to an address of one's own, filled in as for one of the campaign's people; it is no part of its numbers."""
+
+    to: str = Field(max_length=320)
+    variant: str = Field(max_length=100)
+    recipient: str = Field(default="", max_length=320)
 
 
 class Health(Closed):

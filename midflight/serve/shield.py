@@ -10,6 +10,24 @@ from .auth import Session
 
 COOKIE = "midflight_session"
 body_bytes_max = 256 * 1024
+# What carries a list or a campaign's whole content may be longer; such a body is read only once it is known who sends it.
+list_bytes_max = 256 * 1024 * 1024
+content_bytes_max = 16 * 1024 * 1024
+LONGER = {
+    "/v1/lists": list_bytes_max,
+    "/experiments/new": list_bytes_max + content_bytes_max,
+    "/v1/experiments": content_bytes_max,
+    "/v1/preview": content_bytes_max,
+}
+
+
+def bytes_max_of(path: str) -> int:
+    """Return how long a body may be that is sent to a path."""
+    if path.startswith("/v1/experiments/") and path.endswith("/variants"):
+        return content_bytes_max
+    return LONGER.get(path, body_bytes_max)
+
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
@@ -46,8 +64,9 @@ class Shield:
                 message = {**message, "headers": [*given, *extra]}
             await send(message)
 
+        bytes_max = bytes_max_of(scope["path"])
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > body_bytes_max:
+        if not length.isdigit() or int(length) > bytes_max:
             await _too_large(send_shielded)
             return
         taken = 0
@@ -56,7 +75,7 @@ class Shield:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > body_bytes_max:
+            if taken > bytes_max:
                 # The application sees a client that went away; nothing of an endless body is kept.
                 return {"type": "http.disconnect"}
             return message

@@ -13,12 +13,17 @@ from ...kit.errors import MidflightError
 
 def join(app: FastAPI) -> None:
     """Add the pages to the application."""
+    from .experiments import experiments
     from .kept import Kept
     from .login import entrance
     from .pages import LoginFirst, pages
+    from .wizard import wizard
 
     app.state.kept = Kept(app.state.site.clock)
     app.include_router(pages)
+    # The form comes first: its address is within those of campaigns.
+    app.include_router(wizard)
+    app.include_router(experiments)
     app.include_router(entrance)
     app.add_exception_handler(LoginFirst, _login_first)
 

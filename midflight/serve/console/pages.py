@@ -21,6 +21,7 @@ from ...store.read import Query as Asked
 from ...store.read import View, add, all_metrics, delay_row, dimension_keys, iso, minute_us, window_of
 from .. import api, models
 from ..auth import Session
+from ..ordering import sent_here
 from ..shield import same_origin, session_of
 from . import pictures, words
 
@@ -65,6 +66,7 @@ templates.filters.update(
     money=words.money,
     ms=words.ms,
     duration=words.duration,
+    hours=lambda hours: words.duration(hours * 3600),
     rate_per_s=words.rate_per_s,
     clock=words.clock,
     json=lambda value: msgspec.json.encode(value).decode(),
@@ -188,6 +190,7 @@ def campaigns(request: Request, search: str = "", after: str | None = None, sess
             session=session,
             search=search[:200],
             rows=[api.campaign_row(row, machines=False) for row in rows[:campaign_rows]],
+            ours=sent_here(site.config, [row["name"] for row in rows[:campaign_rows]]),
             older="/campaigns?" + urlencode({"search": search[:200], "after": following}) if following else None,
             first=after is None,
             **since(view.now_us),
@@ -286,6 +289,7 @@ def campaign(request: Request, session: Session = Depends(visitor)) -> Response:
             waiting=view.waiting(choice.name, choice.minutes, waiting_rows),
             clicked_since=view.waiting(choice.name, 0, 0)["count"],
             sending=_sending(view, row),
+            ours=bool(sent_here(site.config, [choice.name])),
             **request.app.state.kept.get(key, state, lambda: counted(view, asked, choice, row)),
             **since(view.now_us),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import socket
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from time import monotonic
 
+from ...act.links import PREFIX, Links, public_key
 from ...config import Config
 from ...kit.clock import Clock
 from ...kit.counters import Counters
@@ -19,7 +21,12 @@ from ...log import GroupCommit, Record, TooLarge, Unwritable
 from ...sources import load
 from ..listening import listen
 from .accept import Acceptor
+from .advisor import Advisor
 from .answers import NOT_FOUND, OK, UNSUPPORTED, Answer, date_line, later, refusal, wire
+from .decide import LANE as DECIDE_LANE
+from .decide import PATH as DECIDE
+from .decide import Deciding
+from .decide import body_bytes_max as decide_bytes_max
 from .http import Connection, Exchange
 from .inflate import ENCODINGS
 from .internal import Internal, body_bytes_max, token_at
@@ -27,7 +34,11 @@ from .limits import FairQueue, Waiting, request_bytes
 from .notes import Notes
 from .pages import Pages
 from .retention import day_us, needed_from, oldest_us
+from .stopping import Stopping
 from .storing import Appending, is_final, open_writer, why_unwritable
+from .tokens import Tokens
+from .unsubscribe import LANE, Unsubscribing
+from .unsubscribe import body_bytes_max as unsubscribe_bytes_max
 from .webhooks import Tracked, Tracking, Webhook, fetch_once
 
 logger = logging.getLogger("midflight.door")
@@ -45,19 +56,22 @@ retain_s = 3600.0
 look_s = 0.25
 
 
+LINKS = PREFIX.encode()
+
 Handler = Callable[[Exchange], Answer | None]
 
 
 class Route:
     """What answers under one path: handlers by method, and the lane in which its requests wait."""
 
-    __slots__ = ("body_bytes_max", "handlers", "lane", "not_allowed", "now", "reads")
+    __slots__ = ("body_bytes_max", "handlers", "lane", "not_allowed", "reads", "reads_anything")
 
     def __init__(self, lane: str, handlers: dict[bytes, Handler], bytes_max: int = 0, *, reads: bool = False) -> None:
         self.lane = lane
         self.handlers = handlers
         self.body_bytes_max = bytes_max
         self.reads = reads  # whether bodies may be compressed
+        self.reads_anything = False  # or come in any encoding, because hardly anything in them counts
         allowed = b"allow: %s\r\n" % b", ".join(sorted(handlers))
         self.not_allowed = refusal(405, "method", "The method is not allowed here", headers=allowed)
 
@@ -89,7 +103,14 @@ class Door:
         self.failed: Exception | None = None
         self.finished: asyncio.Event | None = None
         self.nowhere = Route("", {b"GET": lambda _: NOT_FOUND})
+        self.stopper = Stopping(config.folder, self.spawn, self.call_later)
+        self.links = self._links()
+        self.advisor = Advisor(config.folder, config.door.public_url, self.links)
+        self.advised = False  # whether somebody reads what the advisor needs at this moment
+        self.tokens = Tokens(config.folder)
+        self.deciding = Deciding(self, self.advisor, self.tokens)
         self.routes = self._routes()
+        self.links_route = self._links_route()
         self.refresh_date()
 
     def _routes(self) -> dict[bytes, Route]:
@@ -110,11 +131,31 @@ class Door:
                 routes[b"/v1/" + call.encode()] = Route("v1", handlers, settings.body_bytes_max, reads=True)
         internal = Internal(self, token_at(self.config.make_folder()), settings.host)
         routes[b"/internal/append"] = Route("internal", {b"POST": internal.post}, body_bytes_max)
+        routes[DECIDE] = Route(DECIDE_LANE, {b"POST": self.deciding.post}, decide_bytes_max)
         pages = Pages(self, internal)
         for name in ("health", "ready", "metrics"):
             page = getattr(pages, name)
             routes[b"/" + name.encode()] = Route("pages", {b"GET": page, b"HEAD": page})
         return routes
+
+    def _links(self) -> Links | None:
+        """Return what makes and reads links; None where the key cannot be read: webhooks are taken all the same."""
+        folder = self.config.make_folder()
+        try:
+            return Links(public_key(folder), self.config.door.base_url)
+        except (MidflightError, OSError) as error:
+            logger.error("links to unsubscribe do not work: %s", error)
+            return None
+
+    def _links_route(self) -> Route:
+        """Return what answers under every path that begins with `/u/`."""
+        page = Unsubscribing(self, self.links, self.stopper)
+        route = Route(LANE, {b"GET": page.get, b"HEAD": page.get, b"POST": page.post}, unsubscribe_bytes_max)
+        route.reads_anything = True
+        return route
+
+    def call_later(self, delay_s: float, what: Callable, *arguments: object) -> asyncio.TimerHandle:
+        return self.loop.call_later(delay_s, what, *arguments)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -183,6 +224,10 @@ class Door:
                 connection.transport.abort()
         await self.loop.run_in_executor(None, self._close_log)
         self.looking.cancel()
+        self.stopper.close()
+        self.advisor.folded.close()
+        self.tokens.close()
+        self.deciding.close()
         for task in self.tasks:
             task.cancel()
         self.threads.shutdown(wait=False, cancel_futures=True)
@@ -242,9 +287,37 @@ class Door:
         if not self.stopping and self.has_room():
             self.acceptor.resume()
         self.notes.look(now_s)
+        self.look_for_advice()
         if now_s - self.last_tick_s >= tick_s:
             self.last_tick_s = now_s
             self.tick(now_s)
+
+    def look_for_advice(self) -> None:
+        """Let the advisor see how far the engine is and what the conductor has written."""
+        advisor = self.advisor
+        advisor.look()
+        if self.advised or self.stopping or self.commit is None:
+            return
+        if advisor.changed() or advisor.head_at_start < 0:
+            self.advised = True
+            self.spawn(self.advise())
+
+    async def advise(self) -> None:
+        """Read for the advisor what takes a while."""
+        advisor = self.advisor
+        try:
+            if advisor.head_at_start < 0:
+                advisor.starts_at(await self.loop.run_in_executor(self.threads, advisor.read_head))
+            found = await self.loop.run_in_executor(self.threads, advisor.read_advice) if advisor.seen else None
+            if found is not None:
+                if found is not advisor.campaigns and any(known.is_new for known in found.values()):
+                    # Templates are many objects that stay: looking through them for garbage again and again would hold everybody up.
+                    gc.freeze()
+                advisor.campaigns = found
+        except MidflightError as error:
+            logger.error("the log's end cannot be told: %s", error.text())
+        finally:
+            self.advised = False
 
     def tick(self, now_s: float) -> None:
         """Append a tick when nothing else was appended; while the log refuses, it is also what finds out that it works again."""
@@ -294,6 +367,8 @@ class Door:
     def before_body(self, exchange: Exchange) -> Answer | None:
         """Route a request whose headers are there; return its answer if it needs no body for that."""
         route = self.routes.get(exchange.target) or self.routes.get(exchange.target.partition(b"?")[0])
+        if route is None and exchange.target.startswith(LINKS):
+            route = self.links_route
         if route is None:
             exchange.route = self.nowhere
             return NOT_FOUND
@@ -303,7 +378,7 @@ class Door:
         if exchange.method != b"POST":
             return None
         encoding = exchange.headers.get("content-encoding")
-        if encoding is not None and (encoding.lower() not in ENCODINGS or not route.reads):
+        if encoding is not None and not route.reads_anything and (encoding.lower() not in ENCODINGS or not route.reads):
             return UNSUPPORTED
         why = self.why_closed()
         if why and not self.stopping:
@@ -427,7 +502,13 @@ class Door:
         if answer.reason:
             self.counters.add("door_refused_total", answer.reason)
             lane = exchange.route.lane if exchange.route else ""
-            self.notes.refused(lane, answer.status, answer.said or answer.reason, exchange.peer, exchange.target)
+            # A link is a right to unsubscribe somebody: it has no place among our own lines.
+            target = LINKS if exchange.route is self.links_route else exchange.target
+            self.notes.refused(lane, answer.status, answer.said or answer.reason, exchange.peer, target)
+
+    def unsubscribed(self, recipient: str, position: int) -> None:
+        """Note an unsubscribe that is in the log."""
+        self.advisor.note_unsubscribed(recipient, position)
 
     def skewed(self, source: str) -> None:
         self.counters.add("door_clock_skew_total", source)

@@ -15,6 +15,7 @@ LABELS = {
     "door_old_secret_total": "source",
     "door_clock_skew_total": "source",
     "door_handshakes_total": "outcome",
+    "door_decisions_total": "answer",
 }
 
 

@@ -1,4 +1,4 @@
-// Charts as plain SVG: lines over time, and delay curves over a logarithmic axis. Data comes in data-chart, as JSON.
+// Charts as plain SVG: lines over time, delay curves over a logarithmic axis, and shares of waves. Data comes in data-chart, as JSON.
 
 const SVG = "http://www.w3.org/2000/svg";
 const legendHeight = 22;
@@ -82,6 +82,37 @@ function delayModel(data) {
   };
 }
 
+// Shares add up to one: each variant is a step of its own on the ones below it.
+function sharesModel(data) {
+  const n = data.waves.length;
+  const days = data.at[n - 1] - data.at[0] > 86400;
+  const below = data.waves.map(() => 0);
+  const lines = data.lines.map((line) => {
+    const steps = line.values.map((share, i) => [below[i], (below[i] += share)]);
+    return { name: line.name, slot: line.slot, steps, at: steps.map(([, top], i) => [(i + 0.5) / n, Math.min(1, top)]) };
+  });
+  return {
+    n,
+    marks: data.at.map((at, i) => [(i + 0.5) / n, hourOf(at, false)]),
+    levels: [0, 1, 2, 3, 4].map((i) => [i / 4, `${i * 25}%`]),
+    lines,
+    place: (i) => (i + 0.5) / n,
+    head: (i) => `Wave ${data.waves[i]}, ${hourOf(data.at[i], days)} UTC, ${data.people[i].toLocaleString("en-US")} people`,
+    text: (line, i) => `${(100 * data.lines[line].values[i]).toFixed(1)}%`,
+    unit: "",
+    areas: true,
+  };
+}
+
+function areaOf(steps, px, py) {
+  const n = steps.length;
+  const top = steps.flatMap(([, high], i) => [[i / n, high], [(i + 1) / n, high]]);
+  const under = steps.flatMap(([low], i) => [[i / n, low], [(i + 1) / n, low]]).reverse();
+  return [...top, ...under].map(([x, y], k) => `${k ? "L" : "M"}${px(x).toFixed(1)} ${py(Math.min(1, y)).toFixed(1)}`).join("") + "Z";
+}
+
+const models = { time: timeModel, delay: delayModel, shares: sharesModel };
+
 function draw(box) {
   const text = box.getAttribute("data-chart");
   const width = box.clientWidth - 28;
@@ -89,7 +120,7 @@ function draw(box) {
   box.drawnText = text;
   box.drawnWidth = width;
   const data = JSON.parse(text);
-  const model = data.kind === "delay" ? delayModel(data) : timeModel(data);
+  const model = models[data.kind](data);
   const height = box.clientHeight - 22 - legendHeight;
   const w = width - left - right;
   const h = height - bottom - 8;
@@ -115,6 +146,10 @@ function draw(box) {
     make("text", { class: "axis", x: at, y: height - 4, "text-anchor": "middle" }, svg).textContent = label;
   }
   for (const line of model.lines) {
+    if (model.areas) {
+      make("path", { class: `area s${line.slot}`, d: areaOf(line.steps, px, py) }, svg);
+      continue;
+    }
     const path = (points) => points.map(([x, y], k) => `${k ? "L" : "M"}${px(x).toFixed(1)} ${py(y).toFixed(1)}`).join("");
     const whole = model.open ? line.at.slice(0, -1) : line.at;
     make("path", { class: `line s${line.slot}`, d: path(whole) }, svg);
