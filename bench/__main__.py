@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import comparison, door, end_to_end, folding, freshness, growth, machine, page, replay, restart
+from . import comparison, conductor, decide, door, end_to_end, folding, freshness, growth, machine, page, replay, restart
 
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = machine.PROJECT / "docs" / "performance.md"
@@ -48,6 +48,8 @@ MEASURES = (
     Measure("replay", *of(replay)),
     Measure("end_to_end", *of(end_to_end)),
     Measure("freshness", *of(freshness)),
+    Measure("decide", *of(decide)),
+    Measure("conductor", *of(conductor)),
     Measure("restart", *of(restart)),
     Measure("growth", *of(growth)),
     Measure("peers", *of(comparison)),

@@ -63,7 +63,7 @@ def test_a_part_measured_first_is_kept_and_makes_no_page(tmp_path: Path, monkeyp
     results = tmp_path / "results.json"
     done = CliRunner().invoke(command.app, ["--only", "door", "--out", str(results)])
     assert done.exit_code == 0, done.output
-    wanted = "no page yet: still to be measured: replay, end_to_end, freshness, restart, growth, peers"
+    wanted = "no page yet: still to be measured: replay, end_to_end, freshness, decide, conductor, restart, growth, peers"
     assert wanted in done.output
     assert json.loads(results.read_bytes())["door_requests_per_s"] == 1.0
     asked = CliRunner().invoke(command.app, ["--page", "--out", str(results)])

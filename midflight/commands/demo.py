@@ -9,24 +9,29 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import msgspec
 import typer
 
 from ..config import Config, load_config
 from ..kit.clock import Clock
 from ..kit.errors import MidflightError
+from ..sandbox.conducted import CHANNEL, Conducted, channel
 from ..sandbox.manners import Manners
 from ..sandbox.play import Game, play
 from ..sandbox.settings import kinds, read_keys, sandbox_config, write_files
 from ..sandbox.vendors import SITE
-from ..sandbox.verify import verify
+from ..sandbox.verify import unattributed, verify
 from ..sandbox.world import Scenario
 from ..serve.auth import Access, base_url, demo_user
 from ..stream.measures import MEASURES
 from .up import supervisor
 
 ready_s_max = 60.0
+virtual_hours = 10.0  # of a round
+spring_times = 5  # as many people get the campaign that Midflight sends as get each of the others
 
 
 def command(
@@ -40,11 +45,16 @@ def command(
 ) -> None:
     """Show a live campaign on this machine: everything that `up` runs, and the sandbox that feeds it signed webhooks."""
     if not (folder / "midflight.yaml").exists():
-        write_files(folder, *sandbox_config(free_ports(port), seed, str(folder.absolute() / "data")))
+        ports = free_ports(port)
+        settings, keys = sandbox_config(ports, seed, str(folder.absolute() / "data"))
+        settings |= {"channels": {CHANNEL: channel(ports["vendor"])}, "sending": {"speed": virtual_hours * 60 / minutes}}
+        write_files(folder, settings, keys)
     os.environ["MIDFLIGHT_CONFIG"] = str(folder / "midflight.yaml")
     config = load_config()
     user, password = demo_user(config)
     say(f"open      {base_url(config)}/    user {user}, password {password}")
+    if CHANNEL in config.channels:
+        say(f"watch     {base_url(config)}/experiments: a campaign that sends what works, while it is being sent")
     say(f"webhooks  http://{config.door.host}:{config.door.port}/in/NAME; settings and data are in {folder}")
     show = Show(config, folder, recipients, campaigns, minutes, rounds, seed)
     threading.Thread(target=show.run, name="sandbox", daemon=True).start()
@@ -76,20 +86,29 @@ class Show:
             self.status, self.over = 1, True
 
     def _round(self, number: int, token: str) -> None:
-        hours = 10.0
         scenario = Scenario(
             seed=self.seed + number,
             start_us=Clock().now_us(),
             recipients=self.recipients,
             campaigns=self.campaigns,
             vendors=tuple(kind for kind in kinds() if kind != SITE),
-            speed=hours * 60 / self.minutes,
-            hours=hours,
+            speed=virtual_hours * 60 / self.minutes,
+            hours=virtual_hours,
             manners=Manners(),
         )
         say(f"sandbox   round {number + 1}: {self.campaigns} campaigns to {self.recipients} people, ten hours in {self.minutes:g} minutes")
-        told = play(Game(scenario, self.door, read_keys(self.folder / "sandbox.yaml"), api=base_url(self.config), token=token))
-        wrong = verify(told, base_url(self.config), token=token, measures=MEASURES, timeout_s=60.0)
+        api, keys = base_url(self.config), read_keys(self.folder / "sandbox.yaml")
+        before = unattributed(api, token, MEASURES)
+        conducted = None
+        if CHANNEL in self.config.channels:
+            conducted = Conducted(self.config, keys, self.recipients * spring_times, self.seed + number)
+            conducted.start()
+        told = play(Game(scenario, self.door, keys))
+        cells = defaultdict(Counter, told.measured)
+        for cell, counts in conducted.end().items() if conducted else ():
+            cells[cell].update(counts)
+        told = msgspec.structs.replace(told, before=before, cells=[(cell, dict(counts)) for cell, counts in cells.items()])
+        wrong = verify(told, api, token=token, measures=MEASURES, timeout_s=60.0)
         events = told.report["events"]
         say(f"sandbox   {events} events sent; " + (f"{len(wrong)} numbers differ from the truth" if wrong else "every number is true"))
         self.status = 1 if wrong else self.status
@@ -119,7 +138,7 @@ def answers(url: str) -> bool:
 
 
 def free_ports(first: int) -> dict[str, int]:
-    """Return ports for door and console from ``first`` on that nobody listens on."""
+    """Return ports for door, console and the sandbox's vendor from ``first`` on that nobody listens on."""
     found = []
     for port in range(first, first + 200):
         with socket.socket() as probe:
@@ -129,9 +148,9 @@ def free_ports(first: int) -> dict[str, int]:
             except OSError:
                 continue
         found.append(port)
-        if len(found) == 2:
-            return {"door": found[0], "console": found[1]}
-    raise MidflightError(f"No two free ports from {first} on", todo="Give another `--port`")
+        if len(found) == 3:
+            return dict(zip(("door", "console", "vendor"), found, strict=True))
+    raise MidflightError(f"No three free ports from {first} on", todo="Give another `--port`")
 
 
 def say(line: str) -> None:

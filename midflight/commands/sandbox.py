@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..kit.clock import Clock
+from ..sandbox.loop import Loop, Play, Told, gain
 from ..sandbox.manners import Manners
 from ..sandbox.play import Game, play
 from ..sandbox.settings import kinds, read_keys, sandbox_config, write_files
@@ -126,6 +129,53 @@ def verify_(
 ) -> None:
     """Compare the API's numbers with the truth of an earlier run; exit with 1 if any differs."""
     judge(load_truth(truth), url, token, verify_timeout)
+
+
+@app.command()
+def loop(
+    recipients: int = typer.Option(20_000, min=10, max=2_000_000, help="How many people there are."),
+    factors: str = typer.Option("1,1.3,0.8,1.1,0.9", help="The variants' true factors on clicks; as many variants as factors."),
+    channel: str = typer.Option("smtp", help="By which way: smtp, sendgrid, mailgun, postmark, ses or resend."),
+    hours: float = typer.Option(8.0, min=0.1, help="Virtual hours of the campaign."),
+    after: float = typer.Option(16.0, min=0.0, help="Virtual hours that people live after it."),
+    speed: float = typer.Option(240.0, min=1.0, help="Virtual seconds in one second: 240 makes eight hours of two minutes."),
+    kills: int = typer.Option(0, min=0, help="So often door, engine or conductor is killed on the way and started again."),
+    seed: int = typer.Option(1, help="The same seed gives the same people with the same luck."),
+    without: bool = typer.Option(False, help="Play it a second time with an equal split, without kills, and compare."),
+) -> None:
+    """Send a campaign to people of the sandbox by Midflight's own processes, over real SMTP or HTTP, and see what it came to."""
+    play_ = Play(
+        recipients=recipients, factors=tuple(float(factor) for factor in factors.split(",")), channel=channel, hours=hours, after=after,
+        speed=speed, kills=kills, seed=seed,
+    )  # fmt: skip
+    with_ = looped(play_, "with Midflight")
+    ok = told_well(with_, recipients)
+    if without:
+        plain = looped(msgspec.structs.replace(play_, policy="fixed_split", kills=0), "equal split")
+        ok = told_well(plain, recipients) and ok
+        for what in ("clicks", "revenue"):
+            more, low, high = gain(getattr(with_, what), getattr(plain, what))
+            base = float(getattr(plain, what).sum())
+            print(f"{what}: {base:,.0f} without, {base + more:,.0f} with; {more:+,.0f} [{low:+,.0f}, {high:+,.0f}], {more / base:+.1%}")
+    if not ok:
+        raise typer.Exit(1)
+
+
+def looped(play_: Play, what: str) -> Told:
+    with TemporaryDirectory(prefix="midflight-loop-") as folder, console.status(what) as status:
+        return Loop(Path(folder) / "run", play_, lambda line: status.update(f"{what}: {line}")).run()
+
+
+def told_well(told: Told, recipients: int) -> bool:
+    """Print what a run came to; return whether everybody got one message and every number is true."""
+    kills = ", ".join(f"{name} {n}" for name, n in sorted(told.kills.items())) or "none"
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in told.shares.items())
+    print(
+        f"{told.sent:,} messages to {recipients:,} people in {told.seconds:.0f} s; {told.lost} lost, {told.twice} twice; kills: {kills}; "
+        f"{told.again} sent again by hand; outbox {told.states}; {len(told.differences)} numbers differ from the truth"
+    )
+    print(f"shares: {shares}. {told.claim}")
+    return told.lost == told.twice == len(told.differences) == 0
 
 
 def chosen(vendors: str) -> tuple[str, ...]:

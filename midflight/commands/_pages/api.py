@@ -25,7 +25,22 @@ An error is always of one shape, and an unknown name or parameter offers the nea
 }
 ```
 
-Webhooks and tracked events go to the door instead: see [sources](sources.md).
+Webhooks and tracked events go to the door instead: see [sources](sources.md). So does the question who gets which variant, for those who
+send themselves.
+
+## At the door: POST /v1/decide
+
+`door.host` and `door.port`, by default `http://127.0.0.1:8400`; a token with the scope `decide`. The body is one question, or an array of
+up to 1,000:
+
+```json
+{"campaign": "spring", "recipient": "ada@example.com", "attributes": {"first_name": "Ada"}}
+```
+
+The answer is `variant`, `wave`, `propensity` (the chance by which it was chosen), `content` (subject, from_name, html and text, filled in),
+`custom` (what to attach to the message, so that webhooks bring it back) and `unsubscribe_url`; or `hold` with the reason in one word and in
+`what` in words: `unsubscribed`, `complained`, `bounced`, `paused`, `stopped`, `done`, `not_started`, `holdout`, `starting`, `behind`,
+`content` or `unknown_campaign`. Who was told a variant is told the same again, also after a restart: it is on disk before it is said.
 """
 
 
