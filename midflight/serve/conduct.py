@@ -416,7 +416,7 @@ class Conductor:
 
     def _guard(self, now: Running, now_us: int) -> None:
         """Stop an arm, or the campaign, whose people leave, complain or bounce too often."""
-        counts = self.numbers.counts(now.name, names_of(now))
+        counts = self._happened(now)
         base = self.campaigns.guard_base(now.id)
         if base:
             counts = [less(count, before) for count, before in zip(counts, [*base, *[Counts()] * len(counts)], strict=False)]
@@ -438,7 +438,18 @@ class Conductor:
 
     def _look_past_guards(self, now: Running) -> None:
         """Somebody lets a campaign go on that a guard may have paused: what has happened by now is known and accepted."""
-        self.campaigns.guard_from(now.id, self.numbers.counts(now.name, names_of(now)))
+        self.campaigns.guard_from(now.id, self._happened(now))
+
+    def _happened(self, now: Running) -> list[Counts]:
+        """Return what guards look at. A plain relay reports no delivery: there what was sent stands for what was delivered."""
+        names = names_of(now)
+        counts = self.numbers.counts(now.name, names)
+        if any(count.delivered for count in counts):
+            return counts
+        sent = self.outbox.sent(now.id, len(self.campaigns.waves(now.id)), len(names)).sum(0)
+        return [
+            msgspec.structs.replace(count, delivered=max(0, int(n) - count.bounced)) for count, n in zip(counts, sent, strict=True)
+        ]  # fmt: skip
 
     # -- what nobody knows -------------------------------------------------------------------------------------------------------
 
