@@ -66,7 +66,7 @@ QUICK = Size(400, 1)
 
 
 def measure(size: Size, say: Callable[[str], None]) -> dict:
-    """Return `conductor_smtp_per_s` and `conductor_api_per_s`, medians of the runs, and what belongs to them."""
+    """Return `conductor_smtp_per_s` and `conductor_api_per_s`, medians of the runs, the same by CPU time, and what belongs to them."""
     found: dict = {"conductor_messages": size.messages, "conductor_cores": {}, "conductor_sink_cores": {}}
     for way in WAYS:
         runs = []
@@ -75,6 +75,7 @@ def measure(size: Size, say: Callable[[str], None]) -> dict:
             with machine.workplace() as folder:
                 runs.append(once(folder, way, size.messages))
         found[f"conductor_{way}_per_s"] = round(median(run["per_s"] for run in runs))
+        found[f"conductor_{way}_per_s_core"] = round(median(run["per_s"] / run["cores"] for run in runs))
         found[f"conductor_{way}_runs_per_s"] = [round(run["per_s"]) for run in runs]
         found["conductor_cores"][way] = round(median(run["cores"] for run in runs), 2)
         found["conductor_sink_cores"][way] = round(median(run["sink_cores"] for run in runs), 2)
