@@ -16,6 +16,7 @@ from ..stream.providers import providers_of
 from .audience import Recipient, held_out, in_order
 from .definition import Campaign, Variant
 from .outbox import STATES, Outbox, Planned
+from .slots import Given
 from .standing import Entry, Standing
 
 # From which state a campaign can come to which.
@@ -45,6 +46,9 @@ CREATE TABLE IF NOT EXISTS arms (campaign INTEGER, variant INTEGER, live INTEGER
 -- shares: what each variant was to get; grounds: the numbers that the decision rested on.
 CREATE TABLE IF NOT EXISTS waves (campaign INTEGER, wave INTEGER, at_us INTEGER NOT NULL, recipients INTEGER NOT NULL, shares BLOB NOT NULL,
     grounds BLOB NOT NULL, PRIMARY KEY (campaign, wave)) WITHOUT ROWID;
+-- How many of a wave's people in each group got which option of a slot. people_in: the group's values as JSON.
+CREATE TABLE IF NOT EXISTS given (campaign INTEGER, slot INTEGER, wave INTEGER, people_in TEXT, option INTEGER, sent INTEGER NOT NULL,
+    PRIMARY KEY (campaign, slot, wave, people_in, option)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS standings (campaign INTEGER PRIMARY KEY, body BLOB NOT NULL);
 -- The ledger. Nothing is ever taken out of it.
 CREATE TABLE IF NOT EXISTS decisions (number INTEGER PRIMARY KEY, campaign INTEGER NOT NULL, at_us INTEGER NOT NULL, kind TEXT NOT NULL,
@@ -101,6 +105,15 @@ class Wave(msgspec.Struct, kw_only=True):
     recipients: int
     shares: list[float]
     grounds: dict
+
+
+class Filled(msgspec.Struct, kw_only=True):
+    """What stands in the slots of a wave's messages, person by person in order: options, and the chance by which all of them were chosen.
+    ``given`` counts people by slot, group and option."""
+
+    options: list[tuple[int, ...]]
+    chances: list[float]
+    given: dict[tuple[int, tuple[str, ...], int], int]
 
 
 class Campaigns:
@@ -381,7 +394,43 @@ class Campaigns:
             self.decided(now.id, now_us, "wave", grounds.get("policy", ""), text, "", grounds)
         return last + 1
 
-    def give_out(self, now: Running, counts: np.ndarray, shares: np.ndarray, order: np.ndarray, grounds: dict, now_us: int) -> int:
+    def slots_given(self, number: int, slots: int) -> list[list[Given]]:
+        """Return by slot what was given to which group in which wave."""
+        found: list[list[Given]] = [[] for _ in range(slots)]
+        rows = self.db.execute(
+            "SELECT slot, wave, people_in, option, sent FROM given WHERE campaign = ? ORDER BY wave, slot, people_in, option", (number,)
+        )
+        for slot, wave, people_in, option, sent in rows:
+            group = tuple(msgspec.json.decode(people_in, type=list[str]))
+            found[slot].append(Given(wave=wave, group=group, option=option, sent=sent))
+        return found
+
+    def answers(self, number: int, recipients: list[str]) -> list[tuple[int, str, dict[str, str]]]:
+        """Return wave, options and attributes of those of these recipients who got a message with slots."""
+        rows = self.db.execute(
+            "SELECT m.wave, m.options, p.attributes FROM messages m JOIN people p ON p.campaign = m.campaign AND p.recipient = m.recipient "
+            "WHERE m.campaign = ? AND m.options <> '' AND m.recipient IN (SELECT value FROM json_each(?))",
+            (number, msgspec.json.encode(recipients).decode()),
+        )
+        return [(wave, options, msgspec.json.decode(attributes)) for wave, options, attributes in rows]
+
+    def next_attributes(self, now: Running, count: int) -> list[tuple[str, dict[str, str]]]:
+        """Return key and attributes of the next people."""
+        rows = self.db.execute(
+            "SELECT recipient, attributes FROM people WHERE campaign = ? AND place >= ? ORDER BY place LIMIT ?", (now.id, now.taken, count)
+        )
+        return [(key, msgspec.json.decode(attributes)) for key, attributes in rows]
+
+    def give_out(
+        self,
+        now: Running,
+        counts: np.ndarray,
+        shares: np.ndarray,
+        order: np.ndarray,
+        grounds: dict,
+        now_us: int,
+        filled: Filled | None = None,
+    ) -> int:
         """Write a wave and its messages, all or nothing, and return the wave's number; 0 for a wave of nobody.
 
         ``counts`` [K] people get each variant, by chances ``shares`` [K]; ``order`` is a permutation of the wave's people that says who.
@@ -404,11 +453,16 @@ class Campaigns:
             self.outbox.put(
                 now.id,
                 (
-                    Planned(recipient=key, wave=wave, variant=v, propensity=float(shares[v]), intent=intent_of(now.name, key), provider=p)
-                    for key, v, p in zip(people, variant.tolist(), providers_of(people), strict=True)
+                    Planned(
+                        recipient=key, wave=wave, variant=v, propensity=float(shares[v]) * (filled.chances[n] if filled else 1.0),
+                        intent=intent_of(now.name, key), provider=p, options=filled.options[n] if filled else (),
+                    )
+                    for n, (key, v, p) in enumerate(zip(people, variant.tolist(), providers_of(people), strict=True))
                 ),
                 now_us,
-            )
+            )  # fmt: skip
+            rows = ((now.id, s, wave, msgspec.json.encode(g).decode(), k, n) for (s, g, k), n in (filled.given if filled else {}).items())
+            self.db.executemany("INSERT INTO given VALUES (?, ?, ?, ?, ?, ?)", rows)
             self.db.execute(
                 "INSERT INTO waves VALUES (?, ?, ?, ?, ?, ?)",
                 (now.id, wave, now_us, total, msgspec.json.encode(shares.tolist()), msgspec.json.encode(grounds)),

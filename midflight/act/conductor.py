@@ -8,13 +8,19 @@ import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
 from ..decide.delays import BUCKETS
-from ..decide.evidence import Evidence, Prior
+from ..decide.evidence import Evidence, Prior, believe
 from ..decide.policies.policy import Plan, all_to, divide, steady
 from .campaigns import Campaigns, Running, Wave
+from .contents import fill
 from .definition import DEFAULT_POLICY, Ready
 
 # campaign, variants, waves -> people's responses, [W, K, J]: what the numbers say by wave, variant and age.
+Responded = Callable[[str], list[str]]
 Responses = Callable[[str, list[str], list[str]], np.ndarray]
+
+
+def nobody(campaign: str) -> list[str]:
+    return []
 
 
 def moments_us(now: Running) -> list[int]:
@@ -48,8 +54,10 @@ def evidence_of(now: Running, given: list[Wave], responses: np.ndarray, sent: np
     )
 
 
-def give_out_due(campaigns: Campaigns, now: Running, ready: Ready, prior: Prior, responses: Responses, now_us: int) -> int:
-    """Give out the wave that is due, if one is; return its number, or 0.
+def give_out_due(
+    campaigns: Campaigns, now: Running, ready: Ready, prior: Prior, responses: Responses, now_us: int, responded: Responded = nobody
+) -> int:
+    """Give out the wave that is due, if one is; return its number, or 0. ``responded`` says who reached the goal, for slots.
 
     The wave's draws follow from the campaign's seed and the wave's number, so that a wave that was decided and not written is decided again
     in the same way.
@@ -63,7 +71,17 @@ def give_out_due(campaigns: Campaigns, now: Running, ready: Ready, prior: Prior,
     random = Generator(PCG64(SeedSequence([now.definition.seed, len(given)])))
     plan = planned(now, ready, evidence, prior, random)
     counts = divide(plan.recipients, plan.shares, random)
-    return campaigns.give_out(now, counts, plan.shares, random.permutation(plan.recipients), grounds_of(now, evidence), now_us)
+    order = random.permutation(plan.recipients)
+    filled = None
+    if now.definition.slots and plan.recipients:
+        filled = fill(campaigns, now, plan.recipients, responded(now.name), shares_by_now(evidence, given, prior), random)
+    return campaigns.give_out(now, counts, plan.shares, order, grounds_of(now, evidence), now_us, filled)
+
+
+def shares_by_now(evidence: Evidence, given: list[Wave], prior: Prior) -> dict[int, float]:
+    """Return by wave which share of its responses can have come by now."""
+    belief = believe(evidence, prior)
+    return {wave.wave: belief.curve_share(age_s) for wave, age_s in zip(given, evidence.age_s().tolist(), strict=True)}
 
 
 def planned(now: Running, ready: Ready, evidence: Evidence, prior: Prior, random: Generator) -> Plan:

@@ -33,11 +33,12 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 -- A recipient has one row in a campaign, whatever the audience's file repeats: the key says so.
 -- not_before_us: when a message that was put off may be tried again. idempotent: whether its last call may be made again.
 -- called_at: the log's end when it was called; what a webhook can say of it stands behind. provider: the recipient's mailbox provider.
+-- options: which option stands in each slot, as in `0,2`.
 CREATE TABLE IF NOT EXISTS messages (campaign INTEGER, recipient TEXT, wave INTEGER, variant INTEGER, propensity REAL,
     state INTEGER NOT NULL DEFAULT 0, intent TEXT NOT NULL UNIQUE, message_id TEXT NOT NULL DEFAULT '', code TEXT NOT NULL DEFAULT '',
     detail TEXT NOT NULL DEFAULT '', tries INTEGER NOT NULL DEFAULT 0, idempotent INTEGER NOT NULL DEFAULT 0,
     not_before_us INTEGER NOT NULL DEFAULT 0, changed_at_us INTEGER NOT NULL, called_at INTEGER NOT NULL DEFAULT 0,
-    provider INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (campaign, recipient)) WITHOUT ROWID;
+    provider INTEGER NOT NULL DEFAULT 0, options TEXT NOT NULL DEFAULT '', PRIMARY KEY (campaign, recipient)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS waiting ON messages (campaign, not_before_us) WHERE state = 0;
 CREATE INDEX IF NOT EXISTS waiting_at ON messages (campaign, provider, not_before_us) WHERE state = 0;
 CREATE INDEX IF NOT EXISTS open_calls ON messages (campaign) WHERE state = 1;
@@ -57,6 +58,7 @@ class Planned(msgspec.Struct, kw_only=True, frozen=True):
     tries: int = 0
     provider: int = 0
     code: str = ""
+    options: tuple[int, ...] = ()
 
 
 class Result(msgspec.Struct, kw_only=True, frozen=True):
@@ -99,9 +101,12 @@ class Outbox:
         """Do the same within a transaction of the caller's. Whoever has a message of this campaign already gets no other."""
         before = self.db.total_changes()
         self.db.executemany(
-            "INSERT INTO messages (campaign, recipient, wave, variant, propensity, intent, changed_at_us, provider) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (campaign, recipient) DO NOTHING",
-            ((campaign, m.recipient, m.wave, m.variant, m.propensity, m.intent, now_us, m.provider) for m in messages),
+            "INSERT INTO messages (campaign, recipient, wave, variant, propensity, intent, changed_at_us, provider, options) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (campaign, recipient) DO NOTHING",
+            (
+                (campaign, m.recipient, m.wave, m.variant, m.propensity, m.intent, now_us, m.provider, ",".join(map(str, m.options)))
+                for m in messages
+            ),
         )
         return self.db.total_changes() - before
 
@@ -112,13 +117,13 @@ class Outbox:
         """
         which = "" if provider < 0 else f"AND provider = {int(provider)}"
         found = self.db.execute(
-            f"SELECT recipient, wave, variant, propensity, intent, tries, provider, code FROM messages "
+            f"SELECT recipient, wave, variant, propensity, intent, tries, provider, code, options FROM messages "
             f"WHERE campaign = ? AND state = 0 AND not_before_us <= ? {which} ORDER BY not_before_us LIMIT ?",
             (campaign, now_us, count_max),
         )
         return [
-            Planned(recipient=r, wave=w, variant=v, propensity=p, intent=i, tries=t, provider=m, code=c)
-            for r, w, v, p, i, t, m, c in found
+            Planned(recipient=r, wave=w, variant=v, propensity=p, intent=i, tries=t, provider=m, code=c, options=options_of(o))
+            for r, w, v, p, i, t, m, c, o in found
         ]  # fmt: skip
 
     def call(self, intents: Iterable[str], now_us: int, *, idempotent: bool = False, position: int = 0) -> set[str]:
@@ -273,3 +278,8 @@ class Outbox:
         cursor = self.db.execute("SELECT * FROM messages WHERE intent = ?", (intent,))
         row = cursor.fetchone()
         return None if row is None else dict(zip([c[0] for c in cursor.get_description()], row, strict=True)) | {"state": STATES[row[5]]}
+
+
+def options_of(text: str) -> tuple[int, ...]:
+    """Return the options that a message's row names, in the order of the campaign's slots."""
+    return tuple(map(int, text.split(","))) if text else ()

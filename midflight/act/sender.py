@@ -306,7 +306,7 @@ class Sender:
             "recipient.email": person.address, "unsubscribe_url": link, "preferences_url": link, "campaign": definition.name,
             "variant": variant, "wave": wave, "now": now_us,
         }  # fmt: skip
-        rendered = ready.templates[item.variant].render(person.attributes, system)
+        rendered = ready.template(item.variant, item.options).render(person.attributes, system)
         if not person.address:
             raise RenderError("Nobody's address")
         return Message(

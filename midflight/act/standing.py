@@ -43,6 +43,35 @@ class Projected(msgspec.Struct, kw_only=True):
     responses_equal: float = 0.0
 
 
+class OptionStanding(msgspec.Struct, kw_only=True):
+    """One option in one group. ``sent`` counts those whose responses can have come by now; ``rate`` is believed with 95 % to lie between
+    ``low`` and ``high``, ``share`` is what the next wave gives it."""
+
+    sent: int = 0
+    responses: int = 0
+    rate: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    share: float = 0.0
+
+
+class GroupStanding(msgspec.Struct, kw_only=True):
+    """One group: its values, and each option in it."""
+
+    group: list[str]
+    options: list[OptionStanding]
+
+
+class SlotStanding(msgspec.Struct, kw_only=True):
+    """One slot: what it groups by, its options, its largest groups, and how many smaller ones are not listed."""
+
+    name: str
+    by: list[str]
+    options: list[str]
+    groups: list[GroupStanding]
+    left_out: int = 0
+
+
 class Standing(msgspec.Struct, kw_only=True):
     """A campaign at one moment. ``curve`` are pairs of an age in seconds and the share of responses that have come by then; ``behind_s`` is
     how old the numbers were."""
@@ -50,6 +79,7 @@ class Standing(msgspec.Struct, kw_only=True):
     at_us: int
     goal: str = "click"
     arms: list[Arm] = []
+    slots: list[SlotStanding] = []
     curve: list[tuple[float, float]] = []
     said: Said = msgspec.field(default_factory=Said)
     split_broken: bool = False

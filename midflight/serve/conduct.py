@@ -22,14 +22,15 @@ from ..act.audience import read_audience
 from ..act.begun import Begun
 from ..act.campaigns import Campaigns, NotNow, Running
 from ..act.carriers import carriers_of
-from ..act.conductor import evidence_of, give_out_due, grounds_of, moments_us, names_of, planned
+from ..act.conductor import evidence_of, give_out_due, grounds_of, moments_us, names_of, planned, shares_by_now
+from ..act.contents import known_of, standings_of
 from ..act.definition import BadCampaign, Campaign, Ready, Variant, campaign_of
 from ..act.links import Links, public_key
 from ..act.lists import place_of
 from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Move, Pin, Settle, Test, order_of
 from ..act.outbox import Outbox, Planned
 from ..act.sender import Job, Sender
-from ..act.standing import Standing
+from ..act.standing import SlotStanding, Standing
 from ..act.standings import Observed, Watch, trip_text
 from ..act.stop_list import StopList
 from ..config import Config
@@ -49,6 +50,7 @@ tick_s = 0.02
 orders_s = 0.05
 waves_s = 0.5
 look_s = 2.0
+slots_s = 15.0
 unknown_s = 0.5
 advice_s = 1.0
 behind_s_max = 60.0  # with numbers older than this nothing is sent: who has unsubscribed may not be known
@@ -112,6 +114,7 @@ class Conductor:
         self.ready: dict[int, tuple[Campaign, Ready]] = {}
         self.watches: dict[int, Watch] = {}
         self.looked_s: dict[int, float] = {}
+        self.slots: dict[int, tuple[float, list[SlotStanding]]] = {}
         self.behind_s = 0.0
         self.heard_to = 0  # log position up to which webhooks were searched for unknown intents
         self.unknown: set[str] = set()
@@ -264,8 +267,12 @@ class Conductor:
         if ready.campaign.audience.segment:
             raise BadCampaign("There are no segments yet", where="$.audience.segment", todo="Hand in a list")
         if columns is not None:
-            for template in ready.templates:
+            for template in ready.every_template():
                 template.check(set(columns))
+            for name, slot in ready.campaign.slots.items():
+                for column in slot.by:
+                    if column not in columns:
+                        raise BadCampaign(f"The list has no column `{column}`", where=f"$.slots.{name}.by", todo=nearest(column, columns))
         self.campaigns.add(ready.campaign, recipients, order.who, self.clock.now_us())
 
     def _move(self, now: Running, order: Move, now_us: int) -> None:
@@ -335,7 +342,11 @@ class Conductor:
         if now.definition.audience.api:
             self._advise_anew(now)
             return
-        give_out_due(self.campaigns, now, self._ready(now), self.prior, self._responses(now), self.clock.now_us())
+        goal = now.definition.goal
+        give_out_due(
+            self.campaigns, now, self._ready(now), self.prior, self._responses(now), self.clock.now_us(),
+            lambda campaign: self.numbers.responded(campaign, goal),
+        )  # fmt: skip
 
     def _advise_anew(self, now: Running) -> None:
         """Let the policy say anew who gets what, for a campaign that others send."""
@@ -377,6 +388,7 @@ class Conductor:
             self.watches[now.id] = watch = Watch(now.live.size)
         before = self.campaigns.standing(now.id)
         standing = watch.look(now, seen, self.prior, now_us)
+        standing.slots = self._slots(now, seen)
         moments = [moment for moment in moments_us(now) if moment > now_us]
         standing.next_us = moments[0] if moments and now.left and now.state == "sending" else 0
         standing.behind_s, standing.held = self.behind_s, self.held(now)
@@ -385,6 +397,19 @@ class Conductor:
             self.campaigns.stands(now.id, standing)
         if now.state == "sending":
             self._guard(now, now_us)
+
+    def _slots(self, now: Running, seen: Observed) -> list[SlotStanding]:
+        """Return how the slots stand; looked at less often than the rest, because everybody who responded is asked for."""
+        if not now.definition.slots or not seen.given:
+            return []
+        made_s, found = self.slots.get(now.id, (-1e9, []))
+        if self.clock.monotonic_s() - made_s > slots_s:
+            share_of = shares_by_now(seen.evidence, seen.given, self.prior)
+            known = known_of(self.campaigns, now, self.numbers.responded(now.name, now.definition.goal), share_of, [])
+            random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([now.definition.seed, len(seen.given), 2])))
+            found = standings_of(known, random)
+            self.slots[now.id] = (self.clock.monotonic_s(), found)
+        return found
 
     def _observed(self, now: Running, now_us: int) -> Observed:
         given, names = self.campaigns.waves(now.id), names_of(now)

@@ -100,6 +100,16 @@ class Numbers:
                     found.everybody[wave[w], variant[v], machine_bucket] += max(0, n)
         return found
 
+    def responded(self, campaign: str, goal: str) -> list[str]:
+        """Return the recipients who reached a campaign's goal; who only opened is not known by name."""
+        with self.store.view() as view:
+            number = view.id("campaign", campaign)
+            if not number:
+                return []
+            bought = " AND converted_at_us > 0" if goal in ("conversion", "revenue") else ""
+            rows = view.db.execute(f"SELECT DISTINCT recipient FROM clickers WHERE campaign = ?{bought} ORDER BY recipient", (number,))
+            return [recipient for (recipient,) in rows]
+
     def counts(self, campaign: str, variants: list[str]) -> list[Counts]:
         """Return what guardrails look at, for each variant."""
         found = [Counts() for _ in variants]
