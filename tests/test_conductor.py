@@ -16,7 +16,9 @@ from midflight.act.campaigns import Campaigns, NotNow
 from midflight.act.conductor import give_out_due, moments_us
 from midflight.act.definition import campaign_of
 from midflight.act.outbox import Outbox, Result
-from midflight.decide.delays import BUCKETS
+from midflight.act.standing import Arm, Standing
+from midflight.act.standings import prior_of
+from midflight.decide.delays import AGES_S, BUCKETS
 from midflight.decide.evidence import Prior
 from midflight.kit.errors import NotFound
 
@@ -214,3 +216,19 @@ def test_a_death_changes_nothing_of_who_gets_what(point: str, tmp_path: Path) ->
     assert len(desk.assigned()) == 300
     if not point.startswith(("after_intent", "before_outcome")):
         assert desk.assigned() == whole.assigned()
+
+
+def test_past_campaigns_are_a_prior() -> None:
+    """Their mean rate and their pace are what a new campaign starts with; few responses say nothing, and many never say too much."""
+    slow = np.interp(np.log1p(AGES_S[:-1]), [0, np.log1p(6 * 3600), np.log1p(AGES_S[-2])], [0, 0.3, 0.98])
+    curve = list(zip(AGES_S[:-1].tolist(), slow.tolist(), strict=True))
+
+    def past(sent: int, responses: int) -> Standing:
+        return Standing(at_us=1, arms=[Arm(name="A", sent=sent, responses=responses, rate=responses / sent)], curve=curve)
+
+    usual = Prior()
+    assert prior_of([]).rate == usual.rate and prior_of([past(1000, 5)]).curve_weight == usual.curve_weight
+    found = prior_of([past(10_000, 500), past(10_000, 700)])
+    assert found.rate == pytest.approx(0.06) and usual.curve_weight < found.curve_weight <= 30
+    assert found.curve.sum() == pytest.approx(1.0) and found.curve[:20].sum() < usual.curve[:20].sum()
+    assert prior_of([past(10_000, 9_000)] * 50).curve_weight == 30

@@ -18,8 +18,33 @@ from .campaigns import Running, Wave
 from .conductor import names_of, planned_shares
 from .standing import Arm, Projected, Said, Standing
 
+past_responses_min, past_responses_max = 50, 500  # of one campaign
+past_weight_max = 30.0  # in responses, of all past curves together
 Z_975 = 1.959963984540054
 GOALS = {"click": "clicks", "open": "opens", "conversion": "conversions", "revenue": "conversions"}
+
+
+def prior_of(past: list[Standing]) -> Prior:
+    """Return what past campaigns with one goal say before a new one: their mean rate and their delays, beside what is published.
+
+    Each campaign's curve counts as much as it has responses, up to ``past_responses_max``; all of them together say less than a new campaign
+    soon says itself, because its people and its content are others.
+    """
+    usual = Prior()
+    rates, weight, shares = [], usual.curve_weight, usual.curve * usual.curve_weight
+    for standing in past:
+        responses = sum(arm.responses for arm in standing.arms)
+        sent = sum(arm.sent for arm in standing.arms)
+        if responses < past_responses_min or len(standing.curve) != AGES_S.size - 1:
+            continue
+        rates.append(sum(arm.rate * arm.sent for arm in standing.arms) / sent)
+        counts = min(responses, past_responses_max)
+        shares = shares + counts * np.diff([share for _, share in standing.curve], append=1.0)
+        weight += counts
+    if not rates:
+        return usual
+    told = min(usual.curve_weight + 0.2 * (weight - usual.curve_weight), past_weight_max)
+    return Prior(rate=float(np.mean(rates)), curve=shares / weight, curve_weight=told)
 
 
 class Observed(msgspec.Struct, kw_only=True):

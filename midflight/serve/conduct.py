@@ -31,7 +31,7 @@ from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Move, Pin, S
 from ..act.outbox import Outbox, Planned
 from ..act.sender import Job, Sender
 from ..act.standing import SlotStanding, Standing
-from ..act.standings import Observed, Watch, trip_text
+from ..act.standings import Observed, Watch, prior_of, trip_text
 from ..act.stop_list import StopList
 from ..config import Config
 from ..decide.delays import BUCKETS
@@ -53,6 +53,9 @@ look_s = 2.0
 slots_s = 15.0
 unknown_s = 0.5
 advice_s = 1.0
+learn_s = 3600.0
+past_max = 50  # campaigns that a new one learns from
+old_enough_us = 24 * 3600 * 1_000_000  # after its end most of what comes of a campaign has come
 behind_s_max = 60.0  # with numbers older than this nothing is sent: who has unsubscribed may not be known
 claims_us = 7 * 24 * 3600 * 1_000_000  # so long after its end a campaign is still looked at
 looked_at_us = claims_us + 32 * 24 * 3600 * 1_000_000  # and none that was started before that
@@ -109,7 +112,7 @@ class Conductor:
         self.begun = Begun(config.folder / "outbox.begun")
         self.stops = StopList()
         self.links = Links(public_key(config.folder), config.door.base_url)
-        self.prior = Prior()
+        self.priors: dict[str, Prior] = {}  # by goal, from campaigns that are over
         self.sender: Sender | None = None
         self.ready: dict[int, tuple[Campaign, Ready]] = {}
         self.watches: dict[int, Watch] = {}
@@ -119,7 +122,9 @@ class Conductor:
         self.heard_to = 0  # log position up to which webhooks were searched for unknown intents
         self.unknown: set[str] = set()
         self.stopped_at: dict[str, int] = {}  # recipients on the stop list -> the log's end by which their record is in it
-        self._orders, self._waves, self._unknown, self._advice = (Every(s, clock) for s in (orders_s, waves_s, unknown_s, advice_s))
+        self._orders, self._waves, self._unknown, self._advice, self._learn = (
+            Every(s, clock) for s in (orders_s, waves_s, unknown_s, advice_s, learn_s)
+        )
 
     def close(self) -> None:
         self.begun.close()
@@ -206,6 +211,18 @@ class Conductor:
             ready = campaign_of(msgspec.to_builtins(now.definition), {*self.config.channels, now.definition.channel})
             self.ready[now.id] = known = (now.definition, ready)
         return known[1]
+
+    def _prior(self, now: Running) -> Prior:
+        """Return what is known before a campaign's first response."""
+        goal = now.definition.goal
+        if self._learn.due():
+            self.priors.clear()
+        if goal not in self.priors:
+            old_us = self.clock.now_us() - old_enough_us
+            over = [one for one in self.campaigns.in_state("done") if one.definition.goal == goal and one.ends_us < old_us]
+            found = [self.campaigns.standing(one.id) for one in over[-past_max:]]
+            self.priors[goal] = prior_of([standing for standing in found if standing])
+        return self.priors[goal]
 
     # -- orders ----------------------------------------------------------------------------------------------------------------
 
@@ -344,7 +361,7 @@ class Conductor:
             return
         goal = now.definition.goal
         give_out_due(
-            self.campaigns, now, self._ready(now), self.prior, self._responses(now), self.clock.now_us(),
+            self.campaigns, now, self._ready(now), self._prior(now), self._responses(now), self.clock.now_us(),
             lambda campaign: self.numbers.responded(campaign, goal),
         )  # fmt: skip
 
@@ -356,7 +373,7 @@ class Conductor:
             return
         seen = self._observed(now, now_us)
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([now.definition.seed, len(seen.given)])))
-        plan = planned(now, self._ready(now), seen.evidence, self.prior, random)
+        plan = planned(now, self._ready(now), seen.evidence, self._prior(now), random)
         self.campaigns.advise(now, plan.shares, grounds_of(now, seen.evidence), now_us)
 
     def _end(self, now: Running) -> None:
@@ -387,7 +404,7 @@ class Conductor:
         if watch is None or watch.arms != now.live.size:
             self.watches[now.id] = watch = Watch(now.live.size)
         before = self.campaigns.standing(now.id)
-        standing = watch.look(now, seen, self.prior, now_us)
+        standing = watch.look(now, seen, self._prior(now), now_us)
         standing.slots = self._slots(now, seen)
         moments = [moment for moment in moments_us(now) if moment > now_us]
         standing.next_us = moments[0] if moments and now.left and now.state == "sending" else 0
@@ -404,7 +421,7 @@ class Conductor:
             return []
         made_s, found = self.slots.get(now.id, (-1e9, []))
         if self.clock.monotonic_s() - made_s > slots_s:
-            share_of = shares_by_now(seen.evidence, seen.given, self.prior)
+            share_of = shares_by_now(seen.evidence, seen.given, self._prior(now))
             known = known_of(self.campaigns, now, self.numbers.responded(now.name, now.definition.goal), share_of, [])
             random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([now.definition.seed, len(seen.given), 2])))
             found = standings_of(known, random)

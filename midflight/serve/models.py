@@ -304,12 +304,39 @@ class Projected(Closed):
     responses_equal: float
 
 
+class OptionStanding(Closed):
+    """One option of a slot in one group; ``share`` is what the next wave gives it."""
+
+    sent: int
+    responses: int
+    rate: float
+    low: float
+    high: float
+    share: float
+
+
+class GroupStanding(Closed):
+    group: list[str]
+    options: list[OptionStanding]
+
+
+class SlotStanding(Closed):
+    """One slot: what it groups by, its options in order, its largest groups, and how many smaller ones are not listed."""
+
+    name: str
+    by: list[str]
+    options: list[str]
+    groups: list[GroupStanding]
+    left_out: int
+
+
 class StandingRow(Closed):
     """How a campaign stood when it was last looked at. ``curve`` holds (seconds, share of responses that have come by then)."""
 
     at: str | None
     goal: str
     arms: list[ArmStanding]
+    slots: list[SlotStanding]
     curve: list[tuple[float, float]]
     said: Said
     split_broken: bool
