@@ -27,7 +27,7 @@ GOALS = {"click": "clicks", "open": "opens", "conversion": "conversions", "reven
 def prior_of(past: list[Standing]) -> Prior:
     """Return what past campaigns with one goal say before a new one: their mean rate and their delays, beside what is published.
 
-    Each campaign's curve counts as much as it has responses, up to ``past_responses_max``; all of them together say less than a new campaign
+    Each campaign's curve counts as much as it has responses, up to ``past_responses_max``; all together say less than a new campaign
     soon says itself, because its people and its content are others.
     """
     usual = Prior()
