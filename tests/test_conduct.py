@@ -24,7 +24,8 @@ from midflight.act.standing import Entry
 from midflight.events import Event
 from midflight.kit.clock import Clock
 from midflight.log import Record
-from midflight.sandbox.apis import KEYS, Apis
+from midflight.sandbox.api_vendors import KEYS
+from midflight.sandbox.apis import Apis
 from midflight.sandbox.inbox import Accepted, Inbox, decoded, mail_headers
 from midflight.sandbox.mailbox import Mailbox
 from midflight.sandbox.misbehave import Plan

@@ -18,7 +18,8 @@ from midflight.act.channels.channel import EXAMPLE, Channel, Message, channel_of
 from midflight.act.delivery import Delivery, patience_s
 from midflight.act.outbox import PLANNED, REFUSED, SENT, SKIPPED, UNKNOWN, Outbox, Planned, Result
 from midflight.kit.clock import Clock
-from midflight.sandbox.apis import KEYS, Apis
+from midflight.sandbox.api_vendors import KEYS
+from midflight.sandbox.apis import Apis
 from midflight.sandbox.inbox import Inbox
 from midflight.sandbox.misbehave import ACCEPTS, ANSWER, HTTP, TLS_FAILURE, Plan
 

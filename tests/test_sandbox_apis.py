@@ -25,7 +25,8 @@ from midflight.act.channels import REGISTRY, Answer, Outcome
 from midflight.act.channels.channel import EXAMPLE, SECOND, Message, channel_of
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import MidflightError, NotFound
-from midflight.sandbox.apis import KEYS, VENDORS, Apis, Asked, Letter, Reply, Vendor, json_reply, signing_key
+from midflight.sandbox.api_vendors import KEYS, VENDORS, Asked, Letter, Reply, Vendor, json_reply, signing_key
+from midflight.sandbox.apis import Apis
 from midflight.sandbox.inbox import Accepted, Inbox, header_custom, mail_headers, propensity
 from midflight.sandbox.mailbox import Mailbox
 from midflight.sandbox.misbehave import ACCEPTS, HTTP, SMTP, TLS_ALERT, Plan

@@ -11,7 +11,8 @@ import pytest
 from small_door import SmallDoor
 
 from midflight.kit.clock import Clock, VirtualClock
-from midflight.sandbox.apis import KEYS, Apis
+from midflight.sandbox.api_vendors import KEYS
+from midflight.sandbox.apis import Apis
 from midflight.sandbox.audience import Audience, audience
 from midflight.sandbox.inbox import Accepted, Inbox
 from midflight.sandbox.manners import Manners

@@ -24,7 +24,8 @@ from midflight.act.sender import Sender
 from midflight.act.stop_list import StopList
 from midflight.kit.clock import Clock
 from midflight.kit.errors import ConfigError
-from midflight.sandbox.apis import KEYS, Apis
+from midflight.sandbox.api_vendors import KEYS
+from midflight.sandbox.apis import Apis
 from midflight.sandbox.inbox import Inbox
 from midflight.sandbox.mailbox import Mailbox
 from midflight.sandbox.misbehave import Plan

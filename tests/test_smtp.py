@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from smtp_server import Manners, SmtpServer
 
 from midflight.act.channels.channel import EXAMPLE, Message, Outcome
-from midflight.act.smtp import BadMessage, Letter, SmtpConnection, SmtpSettings, address_of, mime_of
+from midflight.act.mime import BadMessage, address_of, mime_of
+from midflight.act.smtp import Letter, SmtpConnection, SmtpSettings
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import ConfigError
 

@@ -12,7 +12,8 @@ from ..act.orders import Add, Move
 from ..config import Config
 from ..kit.clock import Clock
 from ..serve.ordering import ordered
-from .apis import KEYS, Apis
+from .api_vendors import KEYS
+from .apis import Apis
 from .audience import audience
 from .inbox import Inbox
 from .loop import list_of

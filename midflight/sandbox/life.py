@@ -153,7 +153,7 @@ class Lives:
         made: list[Happening] = []
         for place, person in enumerate(recipients):
             sent_s = start_s + length_s * place / max(len(recipients), 1)
-            _Message(self, luck, made, campaign, luck.pick(campaign.variants), f"w{number + 1}", person).live(sent_s)
+            Living(self, luck, made, campaign, luck.pick(campaign.variants), f"w{number + 1}", person).live(sent_s)
         return made
 
     def strangers(self, rng: np.random.Generator, count: int, length_s: float) -> list[Happening]:
@@ -177,7 +177,7 @@ class Lives:
         return Happening(event)
 
 
-class _Message:
+class Living:
     """One email to one recipient, from its sending to the end of its story."""
 
     def __init__(

@@ -31,7 +31,8 @@ from ..kit.errors import MidflightError
 from ..serve.auth import Access, base_url
 from ..serve.doorlink import DoorAway, append
 from ..stream.measures import MEASURES
-from .apis import KEYS, Apis
+from .api_vendors import KEYS
+from .apis import Apis
 from .audience import DIMENSION_NAMES, Audience, audience
 from .inbox import Accepted, Inbox
 from .mailbox import Mailbox

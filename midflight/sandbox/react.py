@@ -24,7 +24,7 @@ from ..sources import Source
 from .audience import DIMENSION_NAMES, Audience
 from .campaigns import Campaign, Variant
 from .inbox import Accepted, Inbox
-from .life import Happening, Lives, Luck, Timeline, _Message, second_us
+from .life import Happening, Lives, Living, Luck, Timeline, second_us
 from .manners import Manners, Sending, sendings
 from .run import Report, Runner
 from .truth import Cell, truth
@@ -79,7 +79,7 @@ class _Own(Luck):
         self._normal = iter(lambda: normal.gauss(0, 1), None)
 
 
-class _Letter(_Message):
+class _Letter(Living):
     """One accepted message, which the vendor reports under the id that it answered, with what was attached to it."""
 
     def __init__(
