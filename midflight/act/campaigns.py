@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import apsw
 import msgspec
@@ -21,6 +22,7 @@ from .standing import Entry, Standing
 
 # From which state a campaign can come to which.
 MOVES = {
+    "loading": (),
     "draft": ("scheduled", "sending", "stopped"),
     "scheduled": ("draft", "sending", "paused", "stopped"),
     "sending": ("paused", "stopped", "done"),
@@ -30,6 +32,7 @@ MOVES = {
 }
 who_chars_max = 200
 why_chars_max = 2_000
+part_people = 10_000  # are written at a time: meanwhile other campaigns wait
 orders_kept_us = 7 * 24 * 3600 * 1_000_000
 
 _SCHEMA = """
@@ -107,6 +110,22 @@ class Wave(msgspec.Struct, kw_only=True):
     grounds: dict
 
 
+class Part(NamedTuple):
+    """Some of a list's people, in the order in which waves take them, and the keys of some who are held out."""
+
+    people: list[Recipient]
+    held: list[str]
+
+
+def parts_of(campaign: Campaign, recipients: list[Recipient]) -> list[Part]:
+    """Return a list's people in parts, each of which is written in a moment."""
+    held = {r.key for r in recipients if held_out(campaign.seed, campaign.name, r.key, campaign.holdout)}
+    ordered = in_order(campaign.seed, campaign.name, (r for r in recipients if r.key not in held))
+    out = sorted(held)
+    size = max(len(ordered), len(out))
+    return [Part(ordered[at : at + part_people], out[at : at + part_people]) for at in range(0, size, part_people)]
+
+
 class Filled(msgspec.Struct, kw_only=True):
     """What stands in the slots of a wave's messages, person by person in order: options, and the chance by which all of them were chosen.
     ``given`` counts people by slot, group and option."""
@@ -132,29 +151,48 @@ class Campaigns:
     def add(self, campaign: Campaign, people: Iterable[Recipient], who: str, now_us: int) -> int:
         """Put down a draft with its people, in place of an earlier draft of that name; return its id. Raises NotNow for a campaign that is
         more than a draft."""
-        recipients = list(people)
-        held = {r.key for r in recipients if held_out(campaign.seed, campaign.name, r.key, campaign.holdout)}
-        ordered = in_order(campaign.seed, campaign.name, (r for r in recipients if r.key not in held))
+        with self.db:
+            number = self.begin(campaign)
+            count, held = 0, 0
+            for part in parts_of(campaign, list(people)):
+                self.put_people(number, count, part)
+                count, held = count + len(part.people), held + len(part.held)
+            self.drafted(number, count, held, who, now_us)
+        return number
+
+    def begin(self, campaign: Campaign) -> int:
+        """Begin to put down a draft, whose people come in parts; return its id. What was begun before and not ended is begun anew."""
         with self.db:
             known = self.db.execute("SELECT id, state FROM campaigns WHERE name = ?", (campaign.name,)).fetchone()
-            if known and known[1] != "draft":
+            if known and known[1] not in ("draft", "loading"):
                 raise NotNow(f"There is a campaign `{campaign.name}` already", todo="Another name; numbers are kept by name")
-            values = (campaign.name, msgspec.json.encode(campaign), len(ordered), len(held))
             if known:
                 # Nothing of a draft has gone anywhere.
                 (number, _) = known
                 for table in ("people", "held", "arms"):
                     self.db.execute(f"DELETE FROM {table} WHERE campaign = ?", (number,))
-                self.db.execute("UPDATE campaigns SET name = ?, definition = ?, people = ?, held = ? WHERE id = ?", (*values, number))
+                values = (msgspec.json.encode(campaign), number)
+                self.db.execute("UPDATE campaigns SET state = 'loading', definition = ? WHERE id = ?", values)
             else:
-                self.db.execute("INSERT INTO campaigns (name, state, definition, people, held) VALUES (?, 'draft', ?, ?, ?)", values)
+                values = (campaign.name, msgspec.json.encode(campaign))
+                self.db.execute("INSERT INTO campaigns (name, state, definition) VALUES (?, 'loading', ?)", values)
                 number = self.db.last_insert_rowid()
-            rows = ((number, place, r.key, r.address, msgspec.json.encode(r.attributes)) for place, r in enumerate(ordered))
-            self.db.executemany("INSERT INTO people VALUES (?, ?, ?, ?, ?)", rows)
-            self.db.executemany("INSERT INTO held VALUES (?, ?)", ((number, key) for key in held))
             self.db.executemany("INSERT INTO arms (campaign, variant) VALUES (?, ?)", ((number, n) for n in range(len(campaign.variants))))
-            self._note(number, now_us, who, "changed the draft" if known else "added", "")
         return number
+
+    def put_people(self, number: int, place: int, part: Part) -> None:
+        """Put in some of a draft's people, the first of them at ``place``."""
+        with self.db:
+            rows = ((number, place + n, r.key, r.address, msgspec.json.encode(r.attributes)) for n, r in enumerate(part.people))
+            self.db.executemany("INSERT INTO people VALUES (?, ?, ?, ?, ?)", rows)
+            self.db.executemany("INSERT INTO held VALUES (?, ?)", ((number, key) for key in part.held))
+
+    def drafted(self, number: int, people: int, held: int, who: str, now_us: int) -> None:
+        """Note that all people of a draft are there."""
+        with self.db:
+            self.db.execute("UPDATE campaigns SET state = 'draft', people = ?, held = ? WHERE id = ?", (people, held, number))
+            before = self.db.execute("SELECT 1 FROM decisions WHERE campaign = ?", (number,)).fetchone()
+            self._note(number, now_us, who, "changed the draft" if before else "added", "")
 
     def move(self, number: int, to: str, who: str, why: str, now_us: int) -> None:
         """Bring a campaign into another state. Raises NotNow where there is no way."""

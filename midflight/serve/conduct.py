@@ -9,7 +9,7 @@ import re
 import signal
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import apsw
@@ -20,7 +20,7 @@ from ..act.advice import Advice
 from ..act.advice import write as write_advice
 from ..act.audience import read_audience
 from ..act.begun import Begun
-from ..act.campaigns import Campaigns, NotNow, Running
+from ..act.campaigns import Campaigns, NotNow, Running, parts_of
 from ..act.carriers import carriers_of
 from ..act.conductor import evidence_of, give_out_due, grounds_of, moments_us, names_of, planned, shares_by_now
 from ..act.contents import known_of, standings_of
@@ -48,6 +48,7 @@ logger = logging.getLogger("midflight.conductor")
 
 tick_s = 0.02
 orders_s = 0.05
+fresh_s = 0.2
 waves_s = 0.5
 look_s = 2.0
 slots_s = 15.0
@@ -122,8 +123,8 @@ class Conductor:
         self.heard_to = 0  # log position up to which webhooks were searched for unknown intents
         self.unknown: set[str] = set()
         self.stopped_at: dict[str, int] = {}  # recipients on the stop list -> the log's end by which their record is in it
-        self._orders, self._waves, self._unknown, self._advice, self._learn = (
-            Every(s, clock) for s in (orders_s, waves_s, unknown_s, advice_s, learn_s)
+        self._fresh, self._waves, self._unknown, self._advice, self._learn = (
+            Every(s, clock) for s in (fresh_s, waves_s, unknown_s, advice_s, learn_s)
         )
 
     def close(self) -> None:
@@ -146,15 +147,21 @@ class Conductor:
         )  # fmt: skip
         try:
             await self._barrier(stop)
-            while not stop():
-                try:
-                    await self.step()
-                except (TooSlow, apsw.BusyError) as error:
-                    logger.warning("the store did not answer, which is tried again: %s", error)
-                await asyncio.sleep(tick_s)
+            async with asyncio.TaskGroup() as group:
+                # Reading a long list must not hold up who is being sent to.
+                group.create_task(self._again_and_again(self._do_orders, orders_s, stop))
+                group.create_task(self._again_and_again(self.step, tick_s, stop))
         finally:
             await self.sender.close(stop_s)
             await self.stops.close()
+
+    async def _again_and_again(self, act: Callable[[], Awaitable[None]], pause_s: float, stop: Callable[[], bool]) -> None:
+        while not stop():
+            try:
+                await act()
+            except (TooSlow, apsw.BusyError) as error:
+                logger.warning("the store did not answer, which is tried again: %s", error)
+            await asyncio.sleep(pause_s)
 
     async def _barrier(self, stop: Callable[[], bool]) -> None:
         """Wait until all that the log holds now is counted: whoever has unsubscribed before is then known."""
@@ -165,8 +172,7 @@ class Conductor:
     async def step(self) -> None:
         """Do what is due; nothing in here waits for anybody."""
         self.sender.settle()
-        if self._orders.due():
-            await self._do_orders()
+        if self._fresh.due():
             self._check_freshness()
         if self._unknown.due():
             self._settle_unknown()
@@ -240,31 +246,36 @@ class Conductor:
                 # Whoever gave it did not hear that it was taken, and gave it again.
                 self.campaigns.order_done(position, order.id, ended, self.clock.now_us())
                 continue
-            people = await self._people(order)
             try:
+                loaded = await self._load(order) if isinstance(order, Add) else None
                 with self.outbox.db:
-                    if isinstance(people, MidflightError):
-                        raise people
-                    self._do(order, people)
+                    if loaded is not None:
+                        self.campaigns.drafted(*loaded, order.who, self.clock.now_us())
+                    else:
+                        self._do(order)
                     self.campaigns.order_done(position, order.id, "", self.clock.now_us())
             except MidflightError as error:
                 self.campaigns.order_done(position, order.id, error_json(error), self.clock.now_us())
 
-    async def _people(self, order: AnyOrder) -> tuple | MidflightError:
-        """Return the audience that an order names with its columns, read beside the sending, or what is wrong with it."""
-        if not isinstance(order, Add) or not order.audience:
-            return [], None
-        try:
+    async def _load(self, order: Add) -> tuple[int, int, int]:
+        """Put down a draft's definition and people, a part at a time beside the sending; return id, people and held out."""
+        ready = campaign_of(order.definition, set(self.config.channels))
+        if ready.campaign.audience.segment:
+            raise BadCampaign("There are no segments yet", where="$.audience.segment", todo="Hand in a list")
+        recipients = []
+        if order.audience:
             recipients, report = await asyncio.to_thread(read_audience, place_of(self.config.folder, order.audience))
-        except MidflightError as error:
-            return error
-        return recipients, report.columns
+            check_columns(ready, report.columns)
+        parts = await asyncio.to_thread(parts_of, ready.campaign, recipients)
+        number, count, held = self.campaigns.begin(ready.campaign), 0, 0
+        for part in parts:
+            self.campaigns.put_people(number, count, part)
+            count, held = count + len(part.people), held + len(part.held)
+            await asyncio.sleep(0)
+        return number, count, held
 
-    def _do(self, order: AnyOrder, people: tuple) -> None:
+    def _do(self, order: AnyOrder) -> None:
         now_us = self.clock.now_us()
-        if isinstance(order, Add):
-            self._add(order, *people)
-            return
         now = self.campaigns.named(order.campaign)
         if isinstance(order, Move):
             self._move(now, order, now_us)
@@ -278,19 +289,6 @@ class Conductor:
             self._test(now, order, now_us)
         elif isinstance(order, Settle):
             self.campaigns.settle(now.id, order.end, order.who, order.why, now_us)
-
-    def _add(self, order: Add, recipients: list, columns: list[str] | None) -> None:
-        ready = campaign_of(order.definition, set(self.config.channels))
-        if ready.campaign.audience.segment:
-            raise BadCampaign("There are no segments yet", where="$.audience.segment", todo="Hand in a list")
-        if columns is not None:
-            for template in ready.every_template():
-                template.check(set(columns))
-            for name, slot in ready.campaign.slots.items():
-                for column in slot.by:
-                    if column not in columns:
-                        raise BadCampaign(f"The list has no column `{column}`", where=f"$.slots.{name}.by", todo=nearest(column, columns))
-        self.campaigns.add(ready.campaign, recipients, order.who, self.clock.now_us())
 
     def _move(self, now: Running, order: Move, now_us: int) -> None:
         if order.to in ("paused", "stopped", "draft"):
@@ -543,6 +541,16 @@ class Conductor:
             )  # fmt: skip
         # Also where nothing has changed: the door takes what is old for the word of somebody who is gone.
         write_advice(self.config.folder, told)
+
+
+def check_columns(ready: Ready, columns: list[str]) -> None:
+    """Refuse what a definition asks of a list that does not have it: variables of its templates, and what its slots group by."""
+    for template in ready.every_template():
+        template.check(set(columns))
+    for name, slot in ready.campaign.slots.items():
+        for column in slot.by:
+            if column not in columns:
+                raise BadCampaign(f"The list has no column `{column}`", where=f"$.slots.{name}.by", todo=nearest(column, columns))
 
 
 def less(counts: Counts, before: Counts) -> Counts:
