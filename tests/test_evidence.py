@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -212,6 +213,55 @@ def test_exposure_comes_in_the_hours_left() -> None:
         belief = believe(known, Prior())
         assert (belief.seen + belief.coming <= known.sent[0] * (1 + 1e-9)).all() and (belief.coming >= 0).all()
     assert belief.coming == pytest.approx([0.0, 0.0])
+
+
+# -- hours that differ ---------------------------------------------------------------------------------------------------
+
+
+def swung(sent, rates, now_s: float, end_s: float, swing: float, period_s: float, random: Generator) -> Evidence:
+    """Return waves ``sent`` [W, K], evenly over the time up to ``now_s``; people of different hours respond more or less readily."""
+    sent = np.asarray(sent, np.int64)
+    at_s = np.linspace(0.0, now_s, sent.shape[0], endpoint=False)
+    levels = 1.0 + swing * np.sin(2 * np.pi * at_s / period_s + 0.5)
+    rows = [sent_out(sent[w : w + 1], np.asarray(rates) * levels[w], at_s[w : w + 1], now_s, random) for w in range(at_s.size)]
+    together = sent_out(sent, 0.0, at_s, now_s, random)
+    return msgspec.structs.replace(together, end_s=end_s, responses=np.concatenate([row.responses for row in rows]))
+
+
+# Both arms begin alike; then one has the better hours and the other the worse ones.
+TURNS = np.array([[2500, 2500]] * 6 + [[600, 100]] * 18 + [[100, 600]] * 24)
+
+
+def lead_by_hours(hours: float, period_hours: float, swing: float = 0.5) -> np.ndarray:
+    """Return the believed log ratio of two arms of one rate of which the first had the better hours, of some campaigns."""
+    leads = []
+    for n in range(24):
+        known = swung(TURNS, [0.03, 0.03], 0.95 * hours * HOUR, hours * HOUR, swing, period_hours * HOUR, random_of(10, int(hours), n))
+        mean = believe(known, Prior()).mean
+        leads.append(math.log(mean[0] / mean[1]))
+    return np.array(leads)
+
+
+@pytest.mark.parametrize(("hours", "period_hours"), [(8.0, 8.0), (24.0, 24.0)])
+def test_an_arm_of_good_hours_is_not_believed_better(hours: float, period_hours: float) -> None:
+    """Where the rate swings within the campaign, an arm that was sent in the good hours and one that was not are believed alike."""
+    leads = lead_by_hours(hours, period_hours)
+    assert abs(leads.mean()) < 0.04
+
+
+def test_told_that_hours_are_alike_it_believes_the_lucky(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: with the same level for all waves the arm of the good hours is believed to be clearly better."""
+    monkeypatch.setattr(evidence_module, "_believe", evidence_module._believe.py_func)
+    monkeypatch.setattr(evidence_module, "_learn_levels", lambda sent, *_: np.ones(sent.shape[0]))
+    assert lead_by_hours(8.0, 8.0).mean() > 0.12
+
+
+def test_hours_that_do_not_differ_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a swing the beliefs are nearly those of somebody who knows that there is none."""
+    leads = lead_by_hours(8.0, 8.0, 0.0)
+    monkeypatch.setattr(evidence_module, "_believe", evidence_module._believe.py_func)
+    monkeypatch.setattr(evidence_module, "_learn_levels", lambda sent, *_: np.ones(sent.shape[0]))
+    assert np.abs(leads - lead_by_hours(8.0, 8.0, 0.0)).mean() < 0.02
 
 
 # -- who is merely faster ------------------------------------------------------------------------------------------------
