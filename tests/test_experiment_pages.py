@@ -19,7 +19,7 @@ from test_pages import FLAGS, WATCH
 
 from midflight.act.campaigns import Wave
 from midflight.act.orders import Add, Pin
-from midflight.act.standing import Said
+from midflight.act.standing import GroupStanding, OptionStanding, Said, SlotStanding
 from midflight.config import config_from
 from midflight.kit.clock import Clock
 from midflight.kit.errors import MidflightError
@@ -554,6 +554,33 @@ def test_the_page_tells_everything(desk: Desk) -> None:
         number = desk.conductor.campaigns.named("Told").id
         desk.conductor.campaigns.decided(number, desk.conductor.now_us, "guard", "guard", "dropped A: too many complaints")
     page.wait_for_selector("text=A guard acted")
+    page.context.close()
+
+
+def test_slots_are_shown_group_by_group(desk: Desk) -> None:
+    """Each group has its values, what each option did and what the next wave gives; markup in values and options stays text."""
+    bad = "<img src=x onerror=alert(1)>"
+    option = OptionStanding(sent=400, responses=20, rate=0.05, low=0.03, high=0.08, share=0.75)
+    slot = SlotStanding(
+        name="hero", by=["region", "age"], options=["coat", bad], left_out=3,
+        groups=[
+            GroupStanding(group=["north", ""], options=[option, OptionStanding(share=0.25)]),
+            GroupStanding(group=[bad, "<40"], options=[option, option]),
+        ],
+    )  # fmt: skip
+    url = desk.started("Slotted")
+    desk.conductor.stand("Slotted", slots=[slot])
+    page = desk.page(url)
+    text = " ".join(page.locator("#slot1").inner_text().split())
+    for part in (
+        "Who gets which hero",
+        "by region, age",
+        f"Group coat {bad}",
+        "north, – 75.0% 5.0% 3.0–8.0% 25.0% none yet",
+        f"{bad}, <40",
+        "3 smaller groups",
+    ):
+        assert part in text, (part, text)
     page.context.close()
 
 
