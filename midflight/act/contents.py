@@ -14,6 +14,9 @@ from .outbox import options_of
 from .slots import Filling, Given, chosen_option, summed
 from .standing import GroupStanding, OptionStanding, SlotStanding
 
+groups_shown_max = 40
+Z_975 = 1.959963984540054
+
 
 class Known(msgspec.Struct, kw_only=True):
     """What is known of one slot: its groups with their sums, and what is believed of them; None before anything was sent."""
@@ -102,7 +105,3 @@ def standings_of(known: list[Known], random: Generator) -> list[SlotStanding]:
             SlotStanding(name=one.filling.name, by=one.filling.slot.by, options=names, groups=groups, left_out=len(labels) - len(groups))
         )
     return found
-
-
-groups_shown_max = 40
-Z_975 = 1.959963984540054
