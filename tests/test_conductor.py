@@ -232,3 +232,16 @@ def test_past_campaigns_are_a_prior() -> None:
     assert found.rate == pytest.approx(0.06) and usual.curve_weight < found.curve_weight <= 30
     assert found.curve.sum() == pytest.approx(1.0) and found.curve[:20].sum() < usual.curve[:20].sum()
     assert prior_of([past(10_000, 9_000)] * 50).curve_weight == 30
+
+
+def test_a_long_wave_goes_out_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wave of more people than are written at a time is given out over the next looks, and then waves wait for their time again."""
+    monkeypatch.setattr("midflight.act.conductor.part_people", 40)
+    desk = Desk(tmp_path, count=300, policy={"kind": "fixed_split"}, waves={"hours": 2, "every_minutes": 60})
+    sizes = []
+    for second in range(12):
+        desk.tick(START_US + second * 1_000_000)
+        sizes.append(sum(wave.recipients for wave in desk.campaigns.waves(desk.id)))
+    assert sizes[:3] == [40, 80, 100] and sizes[3:] == [100] * 9
+    desk.run(125, start=60)
+    assert len(desk.assigned()) == 300 and max(wave.recipients for wave in desk.campaigns.waves(desk.id)) == 40

@@ -38,7 +38,7 @@ orders_kept_us = 7 * 24 * 3600 * 1_000_000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS campaigns (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, definition BLOB NOT NULL,
     started_us INTEGER NOT NULL DEFAULT 0, looked_us INTEGER NOT NULL DEFAULT -1,
-    taken INTEGER NOT NULL DEFAULT 0, people INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0);
+    taken INTEGER NOT NULL DEFAULT 0, people INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0, owed INTEGER NOT NULL DEFAULT 0);
 -- place: the order in which waves take people. held: gets nothing, to measure what the campaign is worth.
 CREATE TABLE IF NOT EXISTS people (campaign INTEGER, place INTEGER, recipient TEXT, address TEXT, attributes BLOB,
     PRIMARY KEY (campaign, place)) WITHOUT ROWID;
@@ -70,8 +70,12 @@ class NotNow(MidflightError):
 
 
 class Running(msgspec.Struct, kw_only=True):
-    """A campaign as it stands. ``looked_us`` is when a wave was last decided, also one of nobody. ``taken`` people of ``people`` are in
-    waves already; ``held`` are held out and in neither. ``speed`` is how many of its hours go by in one: more than one in the sandbox."""
+    """A campaign as it stands.
+
+    ``looked_us`` is when a wave was last decided, also one of nobody. ``taken`` people of ``people`` are in waves already, ``owed`` more were to
+    be in the last wave and are still to be given out; ``held`` are held out and in neither. ``speed`` is how many of its hours go by in one:
+    more than one in the sandbox.
+    """
 
     id: int
     name: str
@@ -83,6 +87,7 @@ class Running(msgspec.Struct, kw_only=True):
     people: int
     held: int
     live: np.ndarray
+    owed: int = 0
     pinned: int = -1
     speed: float = 1.0
 
@@ -340,11 +345,11 @@ class Campaigns:
         row = self.db.execute("SELECT * FROM campaigns WHERE id = ?", (number,)).fetchone()
         if row is None:
             raise NotFound("No such campaign", got=number)
-        number, name, state, definition, started_us, looked_us, taken, people, held = row
+        number, name, state, definition, started_us, looked_us, taken, people, held, owed = row
         arms = self.db.execute("SELECT live, pinned FROM arms WHERE campaign = ? ORDER BY variant", (number,)).fetchall()
         return Running(
             id=number, name=name, state=state, definition=self._definition(number, definition), started_us=started_us,
-            looked_us=looked_us, taken=taken, people=people, held=held, live=np.array([bool(live) for live, _ in arms]),
+            looked_us=looked_us, taken=taken, people=people, held=held, owed=owed, live=np.array([bool(live) for live, _ in arms]),
             pinned=next((n for n, (_, pinned) in enumerate(arms) if pinned), -1), speed=self.speed,
         )  # fmt: skip
 
@@ -468,6 +473,7 @@ class Campaigns:
         grounds: dict,
         now_us: int,
         filled: Filled | None = None,
+        owed: int = 0,
     ) -> int:
         """Write a wave and its messages, all or nothing, and return the wave's number; 0 for a wave of nobody.
 
@@ -480,7 +486,7 @@ class Campaigns:
             if state != "sending" or taken != now.taken:
                 raise NotNow(f"Campaign `{now.name}` has changed meanwhile")
             if not total:
-                self.db.execute("UPDATE campaigns SET looked_us = ? WHERE id = ?", (now_us, now.id))
+                self.db.execute("UPDATE campaigns SET looked_us = ?, owed = 0 WHERE id = ?", (now_us, now.id))
                 return 0
             (last,) = self.db.execute("SELECT coalesce(max(wave), 0) FROM waves WHERE campaign = ?", (now.id,)).fetchone()
             wave = last + 1
@@ -505,7 +511,7 @@ class Campaigns:
                 "INSERT INTO waves VALUES (?, ?, ?, ?, ?, ?)",
                 (now.id, wave, now_us, total, msgspec.json.encode(shares.tolist()), msgspec.json.encode(grounds)),
             )
-            self.db.execute("UPDATE campaigns SET taken = taken + ?, looked_us = ? WHERE id = ?", (total, now_us, now.id))
+            self.db.execute("UPDATE campaigns SET taken = taken + ?, looked_us = ?, owed = ? WHERE id = ?", (total, now_us, owed, now.id))
             self.decided(now.id, now_us, "wave", grounds.get("policy", ""), wave_text(now, wave, counts, shares), "", grounds)
             crash_point("before_wave")
         crash_point("after_wave")

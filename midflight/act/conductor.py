@@ -10,7 +10,7 @@ from numpy.random import PCG64, Generator, SeedSequence
 from ..decide.delays import BUCKETS
 from ..decide.evidence import Evidence, Prior, believe
 from ..decide.policies.policy import Plan, all_to, divide, steady
-from .campaigns import Campaigns, Running, Wave
+from .campaigns import Campaigns, Running, Wave, part_people
 from .contents import fill
 from .definition import DEFAULT_POLICY, Ready
 
@@ -62,7 +62,7 @@ def give_out_due(
     The wave's draws follow from the campaign's seed and the wave's number, so that a wave that was decided and not written is decided again
     in the same way.
     """
-    if now.state != "sending" or not now.left or not due(now, now_us):
+    if now.state != "sending" or not now.left or not (now.owed or due(now, now_us)):
         return 0
     given, names = campaigns.waves(now.id), names_of(now)
     sent = campaigns.outbox.sent(now.id, len(given), len(names))
@@ -70,12 +70,15 @@ def give_out_due(
     evidence = evidence_of(now, given, came, sent, now_us)
     random = Generator(PCG64(SeedSequence([now.definition.seed, len(given)])))
     plan = planned(now, ready, evidence, prior, random)
-    counts = divide(plan.recipients, plan.shares, random)
-    order = random.permutation(plan.recipients)
+    # A long wave goes out in parts: writing it takes time, in which others wait.
+    wanted = min(now.owed or plan.recipients, now.left)
+    recipients = min(wanted, part_people)
+    counts = divide(recipients, plan.shares, random)
+    order = random.permutation(recipients)
     filled = None
-    if now.definition.slots and plan.recipients:
-        filled = fill(campaigns, now, plan.recipients, responded(now.name), shares_by_now(evidence, given, prior), random)
-    return campaigns.give_out(now, counts, plan.shares, order, grounds_of(now, evidence), now_us, filled)
+    if now.definition.slots and recipients:
+        filled = fill(campaigns, now, recipients, responded(now.name), shares_by_now(evidence, given, prior), random)
+    return campaigns.give_out(now, counts, plan.shares, order, grounds_of(now, evidence), now_us, filled, wanted - recipients)
 
 
 def shares_by_now(evidence: Evidence, given: list[Wave], prior: Prior) -> dict[int, float]:
