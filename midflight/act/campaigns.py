@@ -72,9 +72,9 @@ class NotNow(MidflightError):
 class Running(msgspec.Struct, kw_only=True):
     """A campaign as it stands.
 
-    ``looked_us`` is when a wave was last decided, also one of nobody. ``taken`` people of ``people`` are in waves already, ``owed`` more were
-    to be in the last wave and are still to be given out; ``held`` are held out and in neither. ``speed`` is how many of its hours go by in
-    one: more than one in the sandbox.
+    ``looked_us`` is when a wave was last decided, also one of nobody. ``taken`` people of ``people`` are in waves already, ``owed`` more
+    were to be in the last wave and are still to be given out; ``held`` are held out. ``speed`` is how many of its hours go by in one: more
+    than one in the sandbox.
     """
 
     id: int
