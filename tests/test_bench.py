@@ -209,7 +209,8 @@ def sample() -> dict:
         "e2e_lag_s replay_events replay_events_per_s_core replay_events_per_s_wall replay_events_mixed replay_events_per_s_core_mixed "
         "replay_events_per_s_wall_mixed freshness_p50_ms freshness_p99_ms freshness_probe_p50_ms freshness_probe_p99_ms "
         "freshness_probe_api_p50_ms freshness_probe_api_p99_ms freshness_requests freshness_probes freshness_events_per_s "
-        "freshness_seconds conductor_smtp_per_s conductor_api_per_s decide_per_s decide_p99_ms growth_ratio_10m_to_100k bytes_per_recipient bytes_per_message bytes_per_recipient_rss bytes_per_message_rss "
+        "freshness_seconds conductor_smtp_per_s conductor_api_per_s decide_per_s decide_p99_ms growth_ratio_10m_to_100k "
+        "bytes_per_recipient bytes_per_message bytes_per_recipient_rss bytes_per_message_rss "
         "growth_ratio_an_hour_late growth_ratio_unexpected "
         "restart_s restart_door_s restart_events restart_events_after_snapshot restart_snapshot_bytes"
     ).split()
