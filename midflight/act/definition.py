@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -151,14 +152,30 @@ def campaign_of(raw: object, channels: set[str]) -> Ready:
 
 def _template(campaign: Campaign, variant: int, options: tuple[int, ...]) -> Template:
     """Return one variant with these options in its slots. Raises BadSlot and TemplateError with the place of what is wrong."""
+    return compile_variant(content_of(campaign, variant, options), f"variant {campaign.variants[variant].name}", campaign.footer)
+
+
+def content_of(campaign: Campaign, variant: int, options: tuple[int, ...] = ()) -> Content:
+    """Return what one variant says, with these options in its slots, the first of each where none are given. Raises BadSlot."""
     said = campaign.variants[variant]
-    where = f"variant {said.name}"
-    chosen = dict(zip(campaign.slots, options, strict=True))
+    chosen = dict(zip(campaign.slots, options, strict=False))
     fields = {
-        name: filled(getattr(said, name), "html" if name in ("html", "mjml") else "text", campaign.slots, chosen, f"{where}.{name}")
+        name: filled(
+            getattr(said, name), "html" if name in ("html", "mjml") else "text", campaign.slots, chosen, f"variant {said.name}.{name}"
+        )
         for name in Content.__struct_fields__
     }
-    return compile_variant(Content(**fields), where, campaign.footer)
+    return Content(**fields)
+
+
+def check_columns(ready: Ready, columns: Collection[str]) -> None:
+    """Refuse what a definition asks of a list that does not have it: variables of its templates, and what its slots group by."""
+    for template in ready.every_template():
+        template.check(set(columns))
+    for name, slot in ready.campaign.slots.items():
+        for column in slot.by:
+            if column not in columns:
+                raise BadCampaign(f"The list has no column `{column}`", where=f"$.slots.{name}.by", todo=nearest(column, columns))
 
 
 def _refuse_unknown(raw: object) -> None:

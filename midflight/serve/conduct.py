@@ -24,7 +24,7 @@ from ..act.campaigns import Campaigns, NotNow, Running, parts_of
 from ..act.carriers import carriers_of
 from ..act.conductor import evidence_of, give_out_due, grounds_of, moments_us, names_of, planned, shares_by_now
 from ..act.contents import known_of, standings_of
-from ..act.definition import BadCampaign, Campaign, Ready, Variant, campaign_of
+from ..act.definition import BadCampaign, Campaign, Ready, Variant, campaign_of, check_columns
 from ..act.links import Links, public_key
 from ..act.lists import place_of
 from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Move, Pin, Settle, Test, order_of
@@ -541,16 +541,6 @@ class Conductor:
             )  # fmt: skip
         # Also where nothing has changed: the door takes what is old for the word of somebody who is gone.
         write_advice(self.config.folder, told)
-
-
-def check_columns(ready: Ready, columns: list[str]) -> None:
-    """Refuse what a definition asks of a list that does not have it: variables of its templates, and what its slots group by."""
-    for template in ready.every_template():
-        template.check(set(columns))
-    for name, slot in ready.campaign.slots.items():
-        for column in slot.by:
-            if column not in columns:
-                raise BadCampaign(f"The list has no column `{column}`", where=f"$.slots.{name}.by", todo=nearest(column, columns))
 
 
 def less(counts: Counts, before: Counts) -> Counts:

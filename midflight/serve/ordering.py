@@ -17,7 +17,7 @@ import msgspec
 from ..act import lists, orders
 from ..act.audience import BadAudience, Recipient, Report, read_audience
 from ..act.campaigns import Campaigns, Running
-from ..act.definition import BadCampaign, Ready, Variant, campaign_of
+from ..act.definition import BadCampaign, Ready, Variant, campaign_of, check_columns, content_of
 from ..act.outbox import Outbox
 from ..act.templates import Content, compile_variant
 from ..config import Config
@@ -242,8 +242,7 @@ def checked(config: Config, known: Lists, raw: dict, name: str) -> Checked:
         raise BadCampaign("A list, and an audience that is none", expected="`audience` with `csv`", where="$.audience")
     listed = known.get(name) if name else None
     if listed:
-        for template in ready.templates:
-            template.check(set(listed.report.columns))
+        check_columns(ready, listed.report.columns)
     return Checked(ready=ready, listed=listed)
 
 
@@ -263,12 +262,12 @@ def preview(found: Checked, person: Recipient, url: str, now_us: int) -> list[di
     """Return each variant as one person gets it; the preheader stands beside the HTML and not in it. Raises TemplateError, RenderError."""
     out = []
     campaign = found.ready.campaign
-    for variant, template in zip(campaign.variants, found.ready.templates, strict=True):
+    for number, (variant, template) in enumerate(zip(campaign.variants, found.ready.templates, strict=True)):
         system = {
             "recipient.email": person.address, "unsubscribe_url": url, "preferences_url": url, "campaign": campaign.name,
             "variant": variant.name, "wave": "1", "now": now_us,
         }  # fmt: skip
-        content = Content(**{name: getattr(variant, name) for name in Content.__struct_fields__})
+        content = content_of(campaign, number)
         bare = compile_variant(msgspec.structs.replace(content, preheader=""), f"variant {variant.name}", campaign.footer)
         made = bare.render(person.attributes, system)
         out.append(

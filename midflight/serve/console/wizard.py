@@ -12,7 +12,8 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import RedirectResponse, Response
 
 from ...act import orders
-from ...act.definition import Campaign
+from ...act.definition import DEFAULT_POLICY, Campaign
+from ...decide.policies import REGISTRY as POLICIES
 from ...events import recipient_key
 from ...kit.errors import MidflightError, NotFound
 from .. import api
@@ -36,6 +37,7 @@ wizard = APIRouter(include_in_schema=False)
 DEFAULTS = {
     "name": "", "channel": "", "from_address": "", "reply_to": "", "goal": "click", "why_opens": "", "list": "", "list_text": "",
     "start": "", "hours": "8", "every_minutes": "5", "per_minute": "", "warm_up": "", "holdout": "0", "seed": "",
+    "policy": DEFAULT_POLICY, "providers": "", "slots": "",
     "guard_unsubscribe": "1", "guard_complaint": "0.2", "guard_bounce": "5", "preview_for": "", "test_to": "", "why": "",
 }  # fmt: skip
 VARIANT = {"name": "", "subject": "", "from_name": "", "preheader": "", "body_as": "html", "body": "", "text": ""}
@@ -81,6 +83,9 @@ def like(campaign: Campaign) -> Form:
         "why_opens": campaign.why_opens, "list": campaign.audience.csv, "hours": f"{waves.hours:g}",
         "every_minutes": f"{waves.every_minutes:g}", "per_minute": str(waves.per_minute or ""),
         "warm_up": ", ".join(map(str, waves.warm_up)), "holdout": f"{100 * campaign.holdout:g}",
+        "policy": campaign.policy.get("kind", DEFAULT_POLICY),
+        "providers": ", ".join(f"{name}: {count}" for name, count in waves.per_provider_per_minute.items()),
+        "slots": msgspec.json.format(msgspec.json.encode(campaign.slots), indent=2).decode() if campaign.slots else "",
         **{f"guard_{name}": f"{100 * getattr(guards, name):g}" for name in guards.__struct_fields__},
     }  # fmt: skip
     form.count = min(variants_max, len(campaign.variants))
@@ -110,7 +115,7 @@ def definition_of(form: Form) -> dict:
     value = form.value
     waves = {
         "start": value("start").strip(), "hours": number(form, "hours"), "every_minutes": number(form, "every_minutes"),
-        "per_minute": number(form, "per_minute", int, 0), "warm_up": warm_up(form),
+        "per_minute": number(form, "per_minute", int, 0), "warm_up": warm_up(form), "per_provider_per_minute": providers(form),
     }  # fmt: skip
     raw = {name: value(name).strip() for name in ("name", "channel", "from_address", "reply_to", "goal", "why_opens")}
     for field, said in (("name", "The campaign needs a name."), ("from_address", "Whose address does it come from?")):
@@ -122,6 +127,8 @@ def definition_of(form: Form) -> dict:
         "variants": [variant_of(form, n) for n in range(form.count)],
         "waves": waves,
         "guardrails": guards,
+        "policy": {"kind": value("policy") or DEFAULT_POLICY},
+        "slots": slots_of(form),
         "holdout": percent(form, "holdout", 90),
         "seed": number(form, "seed", int, 1),
     }
@@ -178,12 +185,41 @@ def warm_up(form: Form) -> list[int]:
     return found
 
 
+def providers(form: Form) -> dict[str, int]:
+    """Return how many messages a minute may go to single mailbox providers."""
+    found = {}
+    for part in re.split(r"[,;\n]+", form.value("providers")):
+        name, _, count = (word.strip() for word in part.rpartition(":"))
+        if not part.strip():
+            continue
+        if not name or not count.isdigit() or not 1 <= len(count) <= 12:
+            form.wrong("providers", f"As in Gmail: 2000, Yahoo: 500; not `{part.strip()[:40]}`.")
+        else:
+            found[name] = int(count)
+    return found
+
+
+def slots_of(form: Form) -> dict:
+    """Return what was typed as slots."""
+    text = form.value("slots").strip()
+    try:
+        found = msgspec.json.decode(text) if text else {}
+    except (msgspec.DecodeError, RecursionError) as error:
+        form.wrong("slots", f"Not JSON: {error}"[:200])
+        return {}
+    if not isinstance(found, dict):
+        form.wrong("slots", 'An object with a slot for each name, as in {"hero": {"by": ["region"], "options": [...]}}.')
+        return {}
+    return found
+
+
 _PLACE = re.compile(r"`(\$[^`]*)`")
 _VARIANT_PLACE = re.compile(r"\$\.variants\[(\d+)\]\.(\w+)")
 _SIMPLE = {
     "$.name": "name", "$.channel": "channel", "$.from_address": "from_address", "$.reply_to": "reply_to", "$.goal": "goal",
     "$.audience": "list", "list": "list", "$.variants": "variants", "$.waves": "every_minutes", "$.holdout": "holdout", "$.seed": "seed",
-    "recipient": "preview_for", "$.why_opens": "why_opens",
+    "recipient": "preview_for", "$.why_opens": "why_opens", "$.policy": "policy", "$.policy.kind": "policy", "$.slots": "slots",
+    "$.waves.per_provider_per_minute": "providers",
 }  # fmt: skip
 
 
@@ -194,6 +230,8 @@ def field_of(form: Form, error: MidflightError) -> str:
         where = found[1]
     if where in _SIMPLE:
         return _SIMPLE[where]
+    if where.startswith("$.slots"):
+        return "slots"
     if found := _VARIANT_PLACE.match(where):
         return f"v{found[1]}_{found[2]}"
     for start, prefix in (("$.waves.", ""), ("$.guardrails.", "guard_")):
@@ -257,11 +295,17 @@ def page(request: Request, session: Session, form: Form, status: int = 200, **mo
     channels = {name: settings["kind"] for name, settings in site.config.channels.items()}
     response = render(
         request, "wizard.html", status, session=session, form=form, value=form.value, errors=form.errors, listed=form.listed,
-        channels=channels, variants_max=variants_max, **shown,
+        channels=channels, variants_max=variants_max, policies=policies(), **shown,
     )  # fmt: skip
     if shown["previews"]:
         response.headers["content-security-policy"] = PREVIEW_POLICY
     return response
+
+
+def policies() -> list[tuple[str, str]]:
+    """Return every policy with what it is called, the default first."""
+    found = [(name, policy.label) for name, policy in POLICIES.all().items()]
+    return sorted(found, key=lambda pair: (pair[0] != DEFAULT_POLICY, pair[1]))
 
 
 async def raw_body(request: Request) -> bytes:
