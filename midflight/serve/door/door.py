@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random
 import socket
@@ -81,10 +80,14 @@ class Door:
 
     ok = OK
 
-    def __init__(self, config: Config, *, clock: Clock | None = None, opener: Callable = open_writer) -> None:
+    def __init__(
+        self, config: Config, *, clock: Clock | None = None, opener: Callable = open_writer, loaded: Callable[[], object] = lambda: None
+    ) -> None:
+        """``loaded`` is called whenever many objects have been made that stay."""
         self.config = config
         self.clock = clock or Clock()
         self.opener = opener
+        self.loaded = loaded
         self.counters = Counters()
         self.notes = Notes(self.counters)
         self.connections: dict[Connection, None] = {}
@@ -311,8 +314,7 @@ class Door:
             found = await self.loop.run_in_executor(self.threads, advisor.read_advice) if advisor.seen else None
             if found is not None:
                 if found is not advisor.campaigns and any(known.is_new for known in found.values()):
-                    # Templates are many objects that stay: looking through them for garbage again and again would hold everybody up.
-                    gc.freeze()
+                    self.loaded()
                 advisor.campaigns = found
         except MidflightError as error:
             logger.error("the log's end cannot be told: %s", error.text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -46,7 +47,8 @@ async def serve(config: Config) -> Exception | None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    door = Door(config)
+    # Looking through the advisor's templates for garbage again and again would hold everybody up. What is frozen is this whole process's.
+    door = Door(config, loaded=gc.freeze)
     await door.start()
     logger.info("listening on %s:%d", config.door.host, door.port)
     while not ended.is_set() and door.failed is None:
