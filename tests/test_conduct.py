@@ -522,3 +522,11 @@ def test_a_ceiling_of_nothing_stops_at_the_first(site: Site) -> None:
     site.report("complained", site.got("zero")[:1], "postmark")
     site.wait("zero", "paused")
     assert site.move("zero", "stopped") == {} and site.ledger("zero", "guard")[0].grounds["happened"] == 1
+
+
+def test_a_campaign_that_others_send_has_no_test_message(site: Site) -> None:
+    """Without a channel a test is refused, and orders after it are done."""
+    assert site.add("asked", [], channel="", audience={"api": True}) == {}
+    assert site.order(orders.Test(id=site.id(), campaign="asked", who="ada", to="eve@shop.example", variant="A"))["code"] == "not_now"
+    assert site.move("asked", "paused")["code"] == "not_now"
+    assert site.move("asked", "stopped") == {}

@@ -105,6 +105,12 @@ class Running(msgspec.Struct, kw_only=True):
         return self.after_us(self.definition.waves.hours)
 
 
+def check_move(now: Running, to: str) -> None:
+    """Raise NotNow where a campaign cannot come into that state from the one that it is in."""
+    if to not in MOVES[now.state]:
+        raise NotNow(f"Campaign `{now.name}` is {now.state}", expected=" or ".join(MOVES[now.state]) or "no change any more", got=to)
+
+
 class Wave(msgspec.Struct, kw_only=True):
     """A wave that was given out: how many people, and the planned share of each variant."""
 
@@ -203,10 +209,7 @@ class Campaigns:
         """Bring a campaign into another state. Raises NotNow where there is no way."""
         with self.db:
             now = self.get(number)
-            if to not in MOVES[now.state]:
-                raise NotNow(
-                    f"Campaign `{now.name}` is {now.state}", expected=" or ".join(MOVES[now.state]) or "no change any more", got=to
-                )
+            check_move(now, to)
             started = f", started_us = {now_us}" if to == "sending" and not now.started_us else ""
             self.db.execute(f"UPDATE campaigns SET state = ?{started} WHERE id = ?", (to, number))
             self._note(number, now_us, who, to, why)

@@ -20,9 +20,9 @@ from ..act.advice import Advice
 from ..act.advice import write as write_advice
 from ..act.audience import read_audience
 from ..act.begun import Begun
-from ..act.campaigns import Campaigns, NotNow, Running, parts_of
+from ..act.campaigns import Campaigns, NotNow, Running, check_move, parts_of
 from ..act.carriers import carriers_of
-from ..act.conductor import evidence_of, give_out_due, grounds_of, moments_us, names_of, planned, shares_by_now
+from ..act.conductor import due, evidence_of, give_out_due, grounds_of, moments_us, names_of, planned, shares_by_now
 from ..act.contents import known_of, standings_of
 from ..act.definition import BadCampaign, Campaign, Ready, Variant, campaign_of, check_columns
 from ..act.links import Links, public_key
@@ -63,6 +63,8 @@ looked_at_us = claims_us + 32 * 24 * 3600 * 1_000_000  # and none that was start
 rest_s = 60.0  # between looks at a campaign that has ended
 stop_s = 8.0
 expected_default = 10_000  # people of a campaign that others ask about, where nobody said how many
+# What our own code may raise where it is wrong.
+MISTAKES = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
 INTENT = re.compile(rb"in-[0-9a-f]{30}")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -256,6 +258,11 @@ class Conductor:
                     self.campaigns.order_done(position, order.id, "", self.clock.now_us())
             except MidflightError as error:
                 self.campaigns.order_done(position, order.id, error_json(error), self.clock.now_us())
+            except MISTAKES as error:
+                # One order must not keep all campaigns from being sent: it would be met again after each start.
+                logger.exception("record %d, an order, cannot be done", position)
+                said = MidflightError("The order could not be done: a mistake of ours", got=f"{type(error).__name__}: {error}")
+                self.campaigns.order_done(position, order.id, error_json(said), self.clock.now_us())
 
     async def _load(self, order: Add) -> tuple[int, int, int]:
         """Put down a draft's definition and people, a part at a time beside the sending; return id, people and held out."""
@@ -291,6 +298,7 @@ class Conductor:
             self.campaigns.settle(now.id, order.end, order.who, order.why, now_us)
 
     def _move(self, now: Running, order: Move, now_us: int) -> None:
+        check_move(now, order.to)
         if order.to in ("paused", "stopped", "draft"):
             # First nothing more begins; what is planned again then stays.
             self.sender.withdraw(now.id)
@@ -321,6 +329,9 @@ class Conductor:
     def _test(self, now: Running, order: Test, now_us: int) -> None:
         """Send one variant to somebody of our own, filled in as for a person of the list; it goes past the outbox and is not repeated."""
         self._may_send(now)
+        lane = self.sender.lanes.get(now.definition.channel)
+        if lane is None:
+            raise NotNow(f"Campaign `{now.name}` has no channel by which a test could go")
         key = recipient_key(order.to)
         if not key:
             raise NotFound("No address", expected="name@domain", got=order.to[:100])
@@ -330,7 +341,6 @@ class Conductor:
         )  # fmt: skip
         message = self.sender.message(now, self._ready(now), item, msgspec.structs.replace(person, key=key, address=order.to), now_us)
         message.campaign, message.subject = "Test messages", f"[Test] {message.subject}"
-        lane = self.sender.lanes[now.definition.channel]
         call = lane.carrier.call_of([message])
         lane.offer([Job(campaign=now.id, keys=[key], messages=[message], call=call, tries=0, stale_us=now_us)])
 
@@ -366,8 +376,7 @@ class Conductor:
     def _advise_anew(self, now: Running) -> None:
         """Let the policy say anew who gets what, for a campaign that others send."""
         now_us = self.clock.now_us()
-        moments = moments_us(now)
-        if not any(now.looked_us < moment <= now_us for moment in moments):
+        if not due(now, now_us):
             return
         seen = self._observed(now, now_us)
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence([now.definition.seed, len(seen.given)])))
