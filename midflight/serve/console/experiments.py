@@ -189,17 +189,8 @@ def stands_of(now: Running, standing: Standing | None, now_us: int) -> dict:
         "at": standing.at_us,
         "ends_us": ends_us,
         **{f"{key}_in": max(0, at - now_us) // 1_000_000 if at else None for key, at in until.items()},
-        "waits": WAITS.get(standing.said.waits_for, standing.said.waits_for),
         "gain": standing.projected.responses - standing.projected.responses_equal,
     }
-
-
-WAITS = {
-    "responses": "more responses",
-    "speeds": "time: people who got one variant answer at another pace than the rest, and early leads of that kind fade",
-    "machines": "people: with those counted who may be machines, something else would be true",
-    "arms": "a second variant",
-}
 
 
 def slot(n: int, count: int) -> int:
