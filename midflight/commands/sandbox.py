@@ -175,6 +175,8 @@ def told_well(told: Told, recipients: int) -> bool:
         f"{told.again} sent again by hand; outbox {told.states}; {len(told.differences)} numbers differ from the truth"
     )
     print(f"shares: {shares}. {told.claim}")
+    if told.differences:
+        console.print(table_of(told.differences))
     return told.lost == told.twice == len(told.differences) == 0
 
 
