@@ -172,7 +172,8 @@ def told_well(told: Told, recipients: int) -> bool:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in told.shares.items())
     print(
         f"{told.sent:,} messages to {recipients:,} people in {told.seconds:.0f} s; {told.lost} lost, {told.twice} twice; kills: {kills}; "
-        f"{told.again} sent again by hand; outbox {told.states}; {len(told.differences)} numbers differ from the truth"
+        f"{told.again} sent again by hand; {told.untold} events given up; "
+        f"outbox {told.states}; {len(told.differences)} numbers differ from the truth"
     )
     print(f"shares: {shares}. {told.claim}")
     if told.differences:

@@ -70,7 +70,7 @@ class Play(msgspec.Struct, kw_only=True):
 
 class Told(msgspec.Struct, kw_only=True):
     """What a run came to. ``clicks`` and ``revenue`` are each person's, [N], of everything that people do in the end; ``again`` messages
-    were sent once more by a person's word after no webhook had named them."""
+    were sent once more by a person's word after no webhook had named them; ``untold`` events the door never took."""
 
     sent: int
     lost: int
@@ -79,6 +79,7 @@ class Told(msgspec.Struct, kw_only=True):
     again: int
     states: dict[str, int]
     differences: list
+    untold: int
     shares: dict[str, float]
     claim: str
     clicks: np.ndarray
@@ -298,6 +299,7 @@ class Loop:
             again=again,
             states=self._counts(),
             differences=self._differences(react, reactor),
+            untold=len(reactor.report.untold),
             shares={name: n / max(1, len(messages)) for name, n in sorted(variants.items())},
             claim=standing.said.text if standing else "",
             clicks=clicks,
