@@ -33,7 +33,6 @@ from .wire import Shipment, requests
 
 forever_us = 400 * 24 * 3600 * second_us
 tick_s = 0.05
-patience_s = 900.0  # a request that was given up may have been taken all the same, and then nobody knows what the numbers have to be
 take_max = 500  # messages in one tick: people's lives are computed between two requests
 batch_max = 200
 LINKS = ("https://shop.example/", "https://shop.example/offer", "https://shop.example/sizes", "https://shop.example/reviews")
@@ -266,7 +265,7 @@ class Reactor:
         self.seen = 0
         self._ending = False
         clock = clock or Clock()
-        self._runner = _Feeding(door, sources, self._more, speed=react.speed, clock=clock, patience_s=patience_s)
+        self._runner = _Feeding(door, sources, self._more, speed=react.speed, clock=clock)
         self._first = react.identify(clock.now_us())
         self._thread = threading.Thread(target=self._runner.run, args=(self._first,), daemon=True)
 
