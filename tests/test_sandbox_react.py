@@ -240,3 +240,24 @@ def test_a_clock_of_its_own_is_enough() -> None:
     inbox.put(sent(PEOPLE, at_us=clock.now_us())[:50])
     one.take(inbox.messages())
     assert 0 <= one.next_us - clock.now_us() < S
+
+
+def test_an_end_cuts_no_scanners_burst() -> None:
+    """Whoever stops in the middle hears the rest of the clicks that a scanner has begun, and nothing else; a plain cut leaves halves."""
+
+    def halves(one: React) -> tuple[int, int]:
+        told, coming = Counter(e.message_id for e in one._told if one._by_machine(e)), [e for _, _, e in one._coming]
+        return sum(told[e.message_id] > 0 for e in coming if one._by_machine(e)), len(coming)
+
+    found = []
+    for moment_s in range(1, 40):
+        one = react(speed=100.0)
+        one.take(sent(PEOPLE, vendor="postmark"))
+        one.due(T0 + moment_s * S)
+        cut, coming = halves(one)
+        one.finish()
+        assert halves(one)[1] == cut <= coming
+        one.due(T0 + (moment_s + 3) * S)
+        assert one.next_us == 0
+        found.append(cut)
+    assert sum(found) > 3

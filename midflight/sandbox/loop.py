@@ -47,6 +47,7 @@ KILLED = ("door", "engine", "conductor")
 start_s_max = 90.0
 order_s_max = 60.0
 late_s_max = 300.0
+patience_s = 120.0
 Z_95 = 1.959963984540054
 TEXT = "Hello {{ attributes.region }}, have a look.\n{{ unsubscribe_url }}"
 
@@ -298,7 +299,7 @@ class Loop:
             kills=self.kills,
             again=again,
             states=self._counts(),
-            differences=self._differences(react, reactor),
+            differences=self._differences(react, reactor, patience_s if max(who.values(), default=0) < 2 else 0.0),
             untold=len(reactor.report.untold),
             shares={name: n / max(1, len(messages)) for name, n in sorted(variants.items())},
             claim=standing.said.text if standing else "",
@@ -307,8 +308,11 @@ class Loop:
             seconds=self.clock.monotonic_s() - began,
         )
 
-    def _differences(self, react: React, reactor: Reactor) -> list:
-        """Return every number of the API that is not what was reported."""
+    def _differences(self, react: React, reactor: Reactor, patience_s: float) -> list:
+        """Return every number of the API that is not what was reported, after waiting for it.
+
+        There is nothing to wait for where somebody got two messages: they have one id, and two lives under it have no one truth.
+        """
         cells = [(cell, dict(counts)) for cell, counts in react.cells(reactor.report).items()]
         truth = Truth(seed=self.play.seed, tag="loop", start_us=0, dimensions=DIMENSION_NAMES, cells=cells)
         access = Access(self.config)
@@ -316,7 +320,7 @@ class Loop:
             token = access.make_token("loop", ["read"])[1]
         finally:
             access.close()
-        return verify(truth, base_url(self.config), token=token, measures=MEASURES, timeout_s=120.0)
+        return verify(truth, base_url(self.config), token=token, measures=MEASURES, timeout_s=patience_s)
 
 
 def outcomes(react: React, messages: list[Accepted], people: Audience) -> tuple[np.ndarray, np.ndarray]:

@@ -196,6 +196,15 @@ class React:
         self._told += events
         return requests([Sending(now_us, event) for event in events], self._rng, window_us=0, batch_max=batch_max, manners=self.manners)
 
+    def finish(self) -> None:
+        """Leave out what is still to come, but for the rest of what scanners have begun: half a burst of clicks looks like a person's."""
+        begun = {event.message_id for event in self._told if self._by_machine(event)}
+        self._coming = [one for one in self._coming if one[2].message_id in begun and self._by_machine(one[2])]
+        heapq.heapify(self._coming)
+
+    def _by_machine(self, event: Event) -> bool:
+        return event.kind == "clicked" and self._agents.get((event.source, event.event_id)) == "machine"
+
     @property
     def next_us(self) -> int:
         """When the next event is due; 0 where none is left."""
@@ -256,7 +265,7 @@ class _Feeding(Runner):
 class Reactor:
     """A thread that lets people react to what comes into an inbox, and reports it to a door.
 
-    Stopped, it still takes what is in the inbox and sends what is due; what would happen later is left out.
+    Stopped, it still takes what is in the inbox and sends what is due; what would happen later is left out, see `React.finish`.
     """
 
     def __init__(self, inbox: Inbox, react: React, door: str, sources: dict[str, Source], *, clock: Clock | None = None) -> None:
@@ -277,8 +286,11 @@ class Reactor:
         new = self.inbox.messages(self.seen, self.seen + take_max)
         self.seen += len(new)
         self.react.take(new)
-        self._runner.stopping = self._ending and self.seen >= len(self.inbox)
-        return self.react.due(now_us)
+        told = self.react.due(now_us)
+        if self._ending and self.seen >= len(self.inbox):
+            self.react.finish()
+            self._runner.stopping = not self.react.next_us
+        return told
 
     def __enter__(self) -> Reactor:
         self._thread.start()
