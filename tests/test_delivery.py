@@ -8,7 +8,9 @@ import ssl
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
+import apsw
 import msgspec
 import pytest
 import trustme
@@ -18,6 +20,7 @@ from midflight.act.channels.channel import EXAMPLE, Channel, Message, channel_of
 from midflight.act.delivery import Delivery, patience_s
 from midflight.act.outbox import PLANNED, REFUSED, SENT, SKIPPED, UNKNOWN, Outbox, Planned, Result
 from midflight.kit.clock import Clock
+from midflight.kit.errors import ConfigError
 from midflight.sandbox.api_vendors import KEYS
 from midflight.sandbox.apis import Apis
 from midflight.sandbox.inbox import Inbox
@@ -75,16 +78,16 @@ def outbox(tmp_path: Path) -> Outbox:
 
 def test_nobody_is_planned_twice(outbox: Outbox) -> None:
     """A recipient who is in the audience twice, or in two waves, gets one message of a campaign."""
-    assert outbox.plan(CAMPAIGN, planned(3), NOW_US) == 3
+    assert outbox.put(CAMPAIGN, planned(3), NOW_US) == 3
     again = [msgspec.structs.replace(item, intent=item.intent + "x", wave=2) for item in planned(5)]
-    assert outbox.plan(CAMPAIGN, again, NOW_US) == 2
-    assert outbox.plan(CAMPAIGN + 1, [msgspec.structs.replace(item, intent="other-" + item.intent) for item in planned(3)], NOW_US) == 3
+    assert outbox.put(CAMPAIGN, again, NOW_US) == 2
+    assert outbox.put(CAMPAIGN + 1, [msgspec.structs.replace(item, intent="other-" + item.intent) for item in planned(3)], NOW_US) == 3
     assert outbox.counts(CAMPAIGN)["planned"] == 5
 
 
 def test_only_what_is_planned_is_called(outbox: Outbox) -> None:
     """An intent is called once; a second caller, and one for a message that was taken out, is told no."""
-    outbox.plan(CAMPAIGN, planned(3), NOW_US)
+    outbox.put(CAMPAIGN, planned(3), NOW_US)
     assert outbox.skip(CAMPAIGN, {"p2@example.com": ("unsubscribed", "")}, NOW_US) == 1
     assert outbox.call(["in-0", "in-1", "in-2", "in-9"], NOW_US) == {"in-0", "in-1"}
     assert outbox.call(["in-0", "in-1", "in-2"], NOW_US) == set()
@@ -94,7 +97,7 @@ def test_only_what_is_planned_is_called(outbox: Outbox) -> None:
 
 def test_a_known_end_never_changes(outbox: Outbox) -> None:
     """Only an open call has an end: a late or repeated outcome changes nothing."""
-    outbox.plan(CAMPAIGN, planned(2), NOW_US)
+    outbox.put(CAMPAIGN, planned(2), NOW_US)
     assert outbox.settle([Result(intent="in-0", state=SENT)], NOW_US) == 0
     outbox.call(["in-0"], NOW_US)
     assert outbox.settle([Result(intent="in-0", state=REFUSED, code="400", detail="x" * 9999)], NOW_US) == 1
@@ -105,7 +108,7 @@ def test_a_known_end_never_changes(outbox: Outbox) -> None:
 
 def test_an_unknown_end_is_settled_by_the_webhook(outbox: Outbox) -> None:
     """An unknown message is never tried again, and becomes sent when an event names its intent; others are left alone."""
-    outbox.plan(CAMPAIGN, planned(2), NOW_US)
+    outbox.put(CAMPAIGN, planned(2), NOW_US)
     outbox.call(["in-0"], NOW_US)
     outbox.settle([Result(intent="in-0", state=UNKNOWN, code="no_answer")], NOW_US)
     assert [item.intent for item in outbox.waiting(CAMPAIGN, NOW_US, 9)] == ["in-1"]
@@ -113,9 +116,40 @@ def test_an_unknown_end_is_settled_by_the_webhook(outbox: Outbox) -> None:
     assert outbox.of("in-0")["state"] == "sent" and outbox.of("in-1")["state"] == "planned"
 
 
+def test_another_versions_outbox_is_refused(tmp_path: Path) -> None:
+    """A file that a later version made is neither written nor read; it says where it is and what was expected."""
+    Outbox(tmp_path / "outbox.db").close()
+    with apsw.Connection(str(tmp_path / "outbox.db")) as db:
+        db.execute("UPDATE meta SET value = 99 WHERE key = 'version'")
+    for reading in (False, True):
+        with pytest.raises(ConfigError, match="another version: expected 1, got 99"):
+            Outbox(tmp_path / "outbox.db", reading=reading)
+
+
+def test_totals_are_those_of_the_messages(outbox: Outbox) -> None:
+    """Whatever happens to messages, the sums beside them are what counting says."""
+    random = Random(5)
+    outbox.put(CAMPAIGN, planned(200), NOW_US)
+    outbox.put(CAMPAIGN, planned(210), NOW_US)
+    for _ in range(300):
+        intents = [f"in-{n}" for n in random.sample(range(210), 7)]
+        random.choice(
+            [
+                lambda i: outbox.call(i, NOW_US),
+                lambda i: outbox.settle([Result(intent=x, state=random.choice([PLANNED, SENT, REFUSED, UNKNOWN])) for x in i], NOW_US),
+                lambda i: outbox.give_back(i, NOW_US),
+                lambda i: outbox.heard_of(i, NOW_US),
+                lambda i: outbox.skip(CAMPAIGN, {f"p{x[3:]}@example.com": ("unsubscribed", "") for x in i[:1]}, NOW_US),
+            ]
+        )(intents)
+        counted = "SELECT campaign, wave, variant, state, count(*) FROM messages GROUP BY 1, 2, 3, 4"
+        assert set(outbox.db.execute("SELECT * FROM totals WHERE n > 0")) == set(outbox.db.execute(counted))
+    assert sum(outbox.counts(CAMPAIGN).values()) == 210 and min(outbox.counts(CAMPAIGN).values()) > 0
+
+
 def test_what_was_put_off_waits(outbox: Outbox) -> None:
     """A message that is to go later comes when its time has come, after those that have waited longer."""
-    outbox.plan(CAMPAIGN, planned(2), NOW_US)
+    outbox.put(CAMPAIGN, planned(2), NOW_US)
     outbox.call(["in-0"], NOW_US)
     outbox.settle([Result(intent="in-0", state=PLANNED, not_before_us=NOW_US + 5)], NOW_US)
     assert [item.intent for item in outbox.waiting(CAMPAIGN, NOW_US + 4, 9)] == ["in-1"]
@@ -125,7 +159,7 @@ def test_what_was_put_off_waits(outbox: Outbox) -> None:
 def test_an_open_call_is_unknown_after_a_death(tmp_path: Path) -> None:
     """After a start, calls of the former process are unknown; those that may be made twice wait again under the same intent."""
     first = Outbox(tmp_path / "outbox.db")
-    first.plan(CAMPAIGN, planned(4), NOW_US)
+    first.put(CAMPAIGN, planned(4), NOW_US)
     first.call(["in-0"], NOW_US)
     first.call(["in-1"], NOW_US, idempotent=True)
     first.call(["in-2"], NOW_US)
@@ -170,7 +204,7 @@ def play(name: str, kind: str, outbox: Outbox, tries: int = 3) -> Inbox:
         await delivery.close()
 
     with Apis(inbox, Plan({0: kind}), tls=server_tls) as apis:
-        outbox.plan(CAMPAIGN, planned(1), NOW_US)
+        outbox.put(CAMPAIGN, planned(1), NOW_US)
         asyncio.run(sending(apis.url))
         assert not apis.followed
     return inbox
@@ -233,7 +267,7 @@ from test_delivery import CAMPAIGN, channel_at, planned, send_waiting
 async def run():
     outbox = Outbox(Path({folder!r}) / "outbox.db")
     outbox.recover(Clock().now_us())
-    outbox.plan(CAMPAIGN, planned({count}), Clock().now_us())
+    outbox.put(CAMPAIGN, planned({count}), Clock().now_us())
     delivery = Delivery(channel_at({name!r}, {url!r}), Clock(), answer_s=3)
     for _ in range(20):
         await send_waiting(outbox, delivery, Clock().now_us() + 3_600_000_000)

@@ -21,6 +21,7 @@ from system import CONTROLS, PROJECT, T0, pictured, sandbox_config, state_hash, 
 from midflight.config import Config, config_from
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import Damaged, Locked
+from midflight.kit.owned import own
 from midflight.log import Reader, Record, Writer
 from midflight.store import host_local, snapshots, write
 from midflight.store.host_local import Careful, Engine
@@ -336,7 +337,7 @@ def test_a_snapshot_in_the_making_holds_no_lock(game: Folding, monkeypatch: pyte
         child = engine._child
         assert child and os.waitpid(child, os.WNOHANG) == (0, 0)
         engine._lock.close()  # as when the engine is killed
-        host_local.own(data / "engine.lock").close()
+        own(data / "engine.lock", "").close()
     assert not Path(f"/proc/{child}").exists()
     os.close(stuck)
     os.close(other_end)

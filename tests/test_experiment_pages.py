@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,11 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from chromium import LoggedIn
 from door_client import post, running, talk
 from played_conductor import Played, conducting
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from sample_store import PAYLOADS, fill, serving
-from test_pages import FLAGS, WATCH
 
 from midflight.act.campaigns import Wave
 from midflight.act.orders import Add, Pin
@@ -35,24 +34,12 @@ NEW = "/experiments/new"
 BODY = "<style>h1 { color: rgb(1, 2, 3) }</style><h1>Hello {{ first_name }}</h1><p style='color: rgb(4, 5, 6)'>Come.</p>"
 
 
-class Desk:
+class Desk(LoggedIn):
     """A served console with a real door and a played conductor, and a browser to look at it."""
 
     def __init__(self, base: str, app, browser: Browser, conductor: Played) -> None:
-        self.base, self.app, self.browser, self.conductor = base, app, browser, conductor
-        self.access = app.state.site.access
-
-    def context(self, **options) -> BrowserContext:
-        context = self.browser.new_context(**options)
-        context.set_default_timeout(15_000)
-        context.add_init_script(WATCH)
-        context.add_cookies([{"name": "midflight_session", "value": self.access.open_session("ada"), "url": self.base, "httpOnly": True}])
-        return context
-
-    def page(self, path: str = "/experiments", **options) -> Page:
-        page = self.context(**options).new_page()
-        page.goto(self.base + path)
-        return page
+        super().__init__(base, app.state.site.access, browser)
+        self.app, self.conductor = app, conductor
 
     def started(self, name: str, variants: int = 2, **changes: object) -> str:
         """Put down a campaign and start it, past the form; return its page's address."""
@@ -64,15 +51,6 @@ class Desk:
             self.conductor.do(Add(definition=raw, audience=listed, **given))
             self.conductor.campaigns.move(self.conductor.campaigns.named(name).id, "sending", "ada", "it is time", now)
         return link_of(name)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

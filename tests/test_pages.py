@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from chromium import LoggedIn
+from playwright.sync_api import Browser, Page
 from sample_store import PAYLOADS, PLANS_OF_CAMPAIGNS, Stopped, fill, sample_config, serving
 
 from midflight.serve.api import create_app
@@ -21,52 +21,20 @@ from midflight.serve.console import pages, pictures, words
 NOW_US = 1_790_000_000_000_000 // 60_000_000 * 60_000_000 + 31_000_000
 SPRING = PLANS_OF_CAMPAIGNS[0].name
 PASSWORD = "correct horse battery"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-# What the page tells the test about itself: dialogs, policy violations, errors.
-WATCH = """
-window.bad = [];
-document.addEventListener('securitypolicyviolation', e => window.bad.push(`policy: ${e.violatedDirective} ${e.blockedURI}`));
-window.addEventListener('error', e => window.bad.push(`error: ${e.message}`));
-window.alert = window.confirm = window.prompt = m => window.bad.push(`dialog: ${m}`);
-"""
 
 
-class Console:
+class Console(LoggedIn):
     """A served console with a user, and a browser to look at it."""
 
     def __init__(self, folder: Path, base: str, app, browser: Browser) -> None:
-        self.folder, self.base, self.app, self.browser = folder, base, app, browser
-        self.access = app.state.site.access
+        super().__init__(base, app.state.site.access, browser)
+        self.folder, self.app = folder, app
         self.token = self.access.make_token("test", ["read"])[1]
 
     def api(self, path: str, **params) -> dict:
         answer = httpx.get(self.base + path, params=params, headers={"authorization": f"Bearer {self.token}"}, trust_env=False)
         assert answer.status_code == 200, answer.text
         return answer.json()
-
-    def context(self, **options) -> BrowserContext:
-        """Open a browser profile with somebody logged in."""
-        context = self.browser.new_context(**options)
-        context.add_init_script(WATCH)
-        context.add_cookies([{"name": "midflight_session", "value": self.access.open_session("ada"), "url": self.base, "httpOnly": True}])
-        return context
-
-    def page(self, path: str = "/", **options) -> Page:
-        page = self.context(**options).new_page()
-        page.goto(self.base + path)
-        return page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield found
-        found.close()
 
 
 def console_over(folder: Path, browser: Browser, **filled) -> Iterator[Console]:

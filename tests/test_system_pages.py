@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from chromium import LoggedIn
 from playwright.sync_api import Browser, Page
 from system import System
-from test_pages import WATCH, browser  # noqa: F401
 
 from midflight.sandbox.verify import Truth
 from midflight.serve.auth import Access
@@ -31,16 +31,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, T
         yield system, told
 
 
-def opened(system: System, browser: Browser, path: str) -> Page:  # noqa: F811
+def opened(system: System, browser: Browser, path: str) -> Page:
     access = Access(system.config)
     access.set_user("ada", "correct horse battery")
-    session = access.open_session("ada")
+    page = LoggedIn(system.api, access, browser).page(path)
     access.close()
-    context = browser.new_context()
-    context.add_init_script(WATCH)
-    context.add_cookies([{"name": "midflight_session", "value": session, "url": system.api, "httpOnly": True}])
-    page = context.new_page()
-    page.goto(system.api + path)
     return page
 
 
@@ -58,7 +53,7 @@ def true_numbers(told: Truth, campaign: str) -> dict[str, int]:
     return {name: counts[measure] for name, measure in FUNNEL.items()}
 
 
-def test_every_campaigns_page_shows_the_sandboxes_truth(played, browser: Browser) -> None:  # noqa: F811
+def test_every_campaigns_page_shows_the_sandboxes_truth(played, browser: Browser) -> None:
     """Delivered, opened, clicked and converted people of each vendor's campaign, as the sandbox knows them to be."""
     system, told = played
     campaigns = [name for name in told.campaigns() if name]
@@ -71,7 +66,7 @@ def test_every_campaigns_page_shows_the_sandboxes_truth(played, browser: Browser
         page.context.close()
 
 
-def test_the_comparison_notices_another_campaigns_numbers(played, browser: Browser) -> None:  # noqa: F811
+def test_the_comparison_notices_another_campaigns_numbers(played, browser: Browser) -> None:
     """Control: the truth of one campaign is not what another one's page shows."""
     system, told = played
     first, second, *_ = [name for name in told.campaigns() if name]
@@ -80,7 +75,7 @@ def test_the_comparison_notices_another_campaigns_numbers(played, browser: Brows
     page.context.close()
 
 
-def test_markup_in_every_vendors_texts_stays_text(played, browser: Browser) -> None:  # noqa: F811
+def test_markup_in_every_vendors_texts_stays_text(played, browser: Browser) -> None:
     """Every page after five vendors sent markup in campaigns, variants, links, reasons and user agents: no script, no dialog."""
     system, told = played
     campaigns = [name for name in told.campaigns() if name]

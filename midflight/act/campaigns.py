@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import apsw
 import msgspec
@@ -39,11 +38,10 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS campaigns (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, definition BLOB NOT NULL,
     started_us INTEGER NOT NULL DEFAULT 0, looked_us INTEGER NOT NULL DEFAULT -1,
     taken INTEGER NOT NULL DEFAULT 0, people INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0, owed INTEGER NOT NULL DEFAULT 0);
--- place: the order in which waves take people. held: gets nothing, to measure what the campaign is worth.
+-- place: the order in which waves take people. Who is held out is not among them; the seed says who that is.
 CREATE TABLE IF NOT EXISTS people (campaign INTEGER, place INTEGER, recipient TEXT, address TEXT, attributes BLOB,
     PRIMARY KEY (campaign, place)) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS person ON people (campaign, recipient);
-CREATE TABLE IF NOT EXISTS held (campaign INTEGER, recipient TEXT, PRIMARY KEY (campaign, recipient)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS arms (campaign INTEGER, variant INTEGER, live INTEGER NOT NULL DEFAULT 1, pinned INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (campaign, variant)) WITHOUT ROWID;
 -- shares: what each variant was to get; grounds: the numbers that the decision rested on.
@@ -95,6 +93,17 @@ class Running(msgspec.Struct, kw_only=True):
     def left(self) -> int:
         return self.people - self.taken
 
+    @property
+    def names(self) -> list[str]:
+        """Return the variants' names, in the order in which they are numbered."""
+        return [variant.name for variant in self.definition.variants]
+
+    def number(self, name: str) -> int:
+        """Return a variant's number. Raises NotFound with the nearest one."""
+        if name not in self.names:
+            raise NotFound(f"Unknown variant `{name[:100]}`", where="variant", todo=nearest(name[:100], self.names))
+        return self.names.index(name)
+
     def after_us(self, hours: float) -> int:
         """Return when so many of the campaign's hours have gone by."""
         return self.started_us + int(hours * 3600e6 / self.speed)
@@ -121,20 +130,10 @@ class Wave(msgspec.Struct, kw_only=True):
     grounds: dict
 
 
-class Part(NamedTuple):
-    """Some of a list's people, in the order in which waves take them, and the keys of some who are held out."""
-
-    people: list[Recipient]
-    held: list[str]
-
-
-def parts_of(campaign: Campaign, recipients: list[Recipient]) -> list[Part]:
-    """Return a list's people in parts, each of which is written in a moment."""
-    held = {r.key for r in recipients if held_out(campaign.seed, campaign.name, r.key, campaign.holdout)}
-    ordered = in_order(campaign.seed, campaign.name, (r for r in recipients if r.key not in held))
-    out = sorted(held)
-    size = max(len(ordered), len(out))
-    return [Part(ordered[at : at + part_people], out[at : at + part_people]) for at in range(0, size, part_people)]
+def in_waves(campaign: Campaign, recipients: list[Recipient]) -> list[Recipient]:
+    """Return those of a list whom waves take, in their order: all but who is held out, to measure what the campaign is worth."""
+    out = (r for r in recipients if not held_out(campaign.seed, campaign.name, r.key, campaign.holdout))
+    return in_order(campaign.seed, campaign.name, out)
 
 
 class Filled(msgspec.Struct, kw_only=True):
@@ -162,13 +161,13 @@ class Campaigns:
     def add(self, campaign: Campaign, people: Iterable[Recipient], who: str, now_us: int) -> int:
         """Put down a draft with its people, in place of an earlier draft of that name; return its id. Raises NotNow for a campaign that is
         more than a draft."""
+        recipients = list(people)
+        ordered = in_waves(campaign, recipients)
         with self.db:
             number = self.begin(campaign)
-            count, held = 0, 0
-            for part in parts_of(campaign, list(people)):
-                self.put_people(number, count, part)
-                count, held = count + len(part.people), held + len(part.held)
-            self.drafted(number, count, held, who, now_us)
+            for _ in self.put_people(number, ordered):
+                continue
+            self.drafted(number, len(ordered), len(recipients) - len(ordered), who, now_us)
         return number
 
     def begin(self, campaign: Campaign) -> int:
@@ -180,7 +179,7 @@ class Campaigns:
             if known:
                 # Nothing of a draft has gone anywhere.
                 (number, _) = known
-                for table in ("people", "held", "arms"):
+                for table in ("people", "arms"):
                     self.db.execute(f"DELETE FROM {table} WHERE campaign = ?", (number,))
                 values = (msgspec.json.encode(campaign), number)
                 self.db.execute("UPDATE campaigns SET state = 'loading', definition = ? WHERE id = ?", values)
@@ -191,12 +190,14 @@ class Campaigns:
             self.db.executemany("INSERT INTO arms (campaign, variant) VALUES (?, ?)", ((number, n) for n in range(len(campaign.variants))))
         return number
 
-    def put_people(self, number: int, place: int, part: Part) -> None:
-        """Put in some of a draft's people, the first of them at ``place``."""
-        with self.db:
-            rows = ((number, place + n, r.key, r.address, msgspec.json.encode(r.attributes)) for n, r in enumerate(part.people))
-            self.db.executemany("INSERT INTO people VALUES (?, ?, ?, ?, ?)", rows)
-            self.db.executemany("INSERT INTO held VALUES (?, ?)", ((number, key) for key in part.held))
+    def put_people(self, number: int, people: list[Recipient]) -> Iterator[None]:
+        """Put in a draft's people, in the order in which waves take them: a part at each step, so that others can go on in between."""
+        for start in range(0, len(people), part_people):
+            part = enumerate(people[start : start + part_people], start)
+            with self.db:
+                rows = ((number, place, r.key, r.address, msgspec.json.encode(r.attributes)) for place, r in part)
+                self.db.executemany("INSERT INTO people VALUES (?, ?, ?, ?, ?)", rows)
+            yield
 
     def drafted(self, number: int, people: int, held: int, who: str, now_us: int) -> None:
         """Note that all people of a draft are there."""

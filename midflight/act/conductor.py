@@ -64,7 +64,7 @@ def give_out_due(
     """
     if now.state != "sending" or not now.left or not (now.owed or due(now, now_us)):
         return 0
-    given, names = campaigns.waves(now.id), names_of(now)
+    given, names = campaigns.waves(now.id), now.names
     sent = campaigns.outbox.sent(now.id, len(given), len(names))
     came = responses(now.name, names, [str(wave.wave) for wave in given]) if given else np.zeros((0, len(names), BUCKETS), np.int64)
     evidence = evidence_of(now, given, came, sent, now_us)
@@ -100,10 +100,6 @@ def grounds_of(now: Running, evidence: Evidence) -> dict:
         "sent": evidence.sent.sum(0).tolist(), "responses": evidence.responses.sum((0, 2)).tolist(), "left": evidence.left,
         "ahead": evidence.ahead, "policy": "pinned" if now.pinned >= 0 else now.definition.policy.get("kind", DEFAULT_POLICY),
     }  # fmt: skip
-
-
-def names_of(now: Running) -> list[str]:
-    return [variant.name for variant in now.definition.variants]
 
 
 def planned_shares(given: list[Wave], arms: int) -> np.ndarray:

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.random import Generator
 
 from ..decide.content import Effects, Groups
+from ..metrics.metric import Z_95
 from .campaigns import Campaigns, Filled, Running
 from .outbox import options_of
 from .slots import Filling, Given, chosen_option, summed
 from .standing import GroupStanding, OptionStanding, SlotStanding
 
 groups_shown_max = 40
-Z_975 = 1.959963984540054
 
 
 class Known(msgspec.Struct, kw_only=True):
@@ -94,7 +94,7 @@ def standings_of(known: list[Known], random: Generator) -> list[SlotStanding]:
                     options=[
                         OptionStanding(
                             sent=int(one.groups.sent[g, k]), responses=int(one.groups.reward[g, k]), rate=float(max(0.0, mean[k])),
-                            low=float(max(0.0, mean[k] - Z_975 * deviation[k])), high=float(max(0.0, mean[k] + Z_975 * deviation[k])),
+                            low=float(max(0.0, mean[k] - Z_95 * deviation[k])), high=float(max(0.0, mean[k] + Z_95 * deviation[k])),
                             share=float(table[g, k]),
                         )
                         for k in range(len(names))

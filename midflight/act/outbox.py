@@ -21,8 +21,9 @@ import msgspec
 import numpy as np
 
 from ..kit.crash import crash_point
+from ..kit.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 PLANNED, CALLED, SENT, REFUSED, UNKNOWN, SKIPPED = range(6)
 STATES = ("planned", "called", "sent", "refused", "unknown", "skipped")
 detail_chars_max = 500
@@ -44,6 +45,18 @@ CREATE INDEX IF NOT EXISTS waiting_at ON messages (campaign, provider, not_befor
 CREATE INDEX IF NOT EXISTS open_calls ON messages (campaign) WHERE state = 1;
 CREATE INDEX IF NOT EXISTS unsettled ON messages (called_at) WHERE state = 4;
 CREATE INDEX IF NOT EXISTS by_recipient ON messages (recipient, changed_at_us);
+-- How many messages of a wave and variant are in each state: it is asked every second, of lists of millions.
+CREATE TABLE IF NOT EXISTS totals (campaign INTEGER, wave INTEGER, variant INTEGER, state INTEGER, n INTEGER NOT NULL,
+    PRIMARY KEY (campaign, wave, variant, state)) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS counted AFTER INSERT ON messages BEGIN
+    INSERT OR IGNORE INTO totals VALUES (new.campaign, new.wave, new.variant, new.state, 0);
+    UPDATE totals SET n = n + 1 WHERE campaign = new.campaign AND wave = new.wave AND variant = new.variant AND state = new.state;
+END;
+CREATE TRIGGER IF NOT EXISTS recounted AFTER UPDATE OF state ON messages WHEN old.state <> new.state BEGIN
+    INSERT OR IGNORE INTO totals VALUES (new.campaign, new.wave, new.variant, new.state, 0);
+    UPDATE totals SET n = n + 1 WHERE campaign = new.campaign AND wave = new.wave AND variant = new.variant AND state = new.state;
+    UPDATE totals SET n = n - 1 WHERE campaign = old.campaign AND wave = old.wave AND variant = old.variant AND state = old.state;
+END;
 """
 
 
@@ -78,29 +91,32 @@ class Outbox:
     def __init__(self, path: Path, *, reading: bool = False) -> None:
         self.db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY) if reading else apsw.Connection(str(path))
         self.db.set_busy_timeout(10_000)
-        if reading:
-            return
         try:
+            self._check_version(path)
+            if reading:
+                return
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute(_SCHEMA)
             self.db.execute("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (VERSION,))
-        except apsw.Error:
+        except (apsw.Error, ConfigError):
             self.db.close(True)
             raise
+
+    def _check_version(self, path: Path) -> None:
+        """Raise ConfigError for a file that another version of Midflight made: its messages must not be guessed at."""
+        if self.db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'meta'").get:
+            found = self.db.execute("SELECT value FROM meta WHERE key = 'version'").get
+            if found not in (None, VERSION):
+                todo = "Go on with the version that made it"
+                raise ConfigError(f"{path.name} is of another version", expected=str(VERSION), got=found, where=str(path), todo=todo)
 
     def close(self) -> None:
         self.db.close()
 
-    def plan(self, campaign: int, messages: Iterable[Planned], now_us: int) -> int:
-        """Put messages into the outbox; return how many are new."""
-        with self.db:
-            return self.put(campaign, messages, now_us)
-
     def put(self, campaign: int, messages: Iterable[Planned], now_us: int) -> int:
-        """Do the same within a transaction of the caller's. Whoever has a message of this campaign already gets no other."""
-        before = self.db.total_changes()
-        self.db.executemany(
+        """Put messages into the outbox; return how many are new. Whoever has a message of this campaign already gets no other."""
+        return self._changed(
             "INSERT INTO messages (campaign, recipient, wave, variant, propensity, intent, changed_at_us, provider, options) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (campaign, recipient) DO NOTHING",
             (
@@ -108,7 +124,11 @@ class Outbox:
                 for m in messages
             ),
         )
-        return self.db.total_changes() - before
+
+    def _changed(self, sql: str, rows: Iterable[tuple]) -> int:
+        """Do the same with each of these rows, in one transaction or within the caller's; return how many messages were changed by it."""
+        with self.db:
+            return sum(1 for _ in self.db.executemany(f"{sql} RETURNING 1", rows))
 
     def waiting(self, campaign: int, now_us: int, count_max: int, provider: int = -1) -> list[Planned]:
         """Return messages that may go now, all or those to one mailbox provider, those that wait longest first.
@@ -151,26 +171,21 @@ class Outbox:
             (r.state, r.message_id, r.code, r.detail[:detail_chars_max], r.not_before_us, now_us, r.intent) for r in results
         ]  # fmt: skip
         with self.db:
-            before = self.db.total_changes()
-            self.db.executemany(
+            changed = self._changed(
                 "UPDATE messages SET state = ?, message_id = ?, code = ?, detail = ?, not_before_us = ?, changed_at_us = ? "
                 "WHERE intent = ? AND state = 1",
                 rows,
             )
             crash_point("before_outcome")
-            changed = self.db.total_changes() - before
         crash_point("after_outcome")
         return changed
 
     def heard_of(self, intents: Iterable[str], now_us: int) -> int:
         """Note that webhooks named these intents: an unknown call had its effect. Return how many were unknown."""
-        with self.db:
-            before = self.db.total_changes()
-            self.db.executemany(
-                "UPDATE messages SET state = 2, detail = 'a webhook named it', changed_at_us = ? WHERE intent = ? AND state = 4",
-                [(now_us, intent) for intent in intents],
-            )
-            return self.db.total_changes() - before
+        return self._changed(
+            "UPDATE messages SET state = 2, detail = 'a webhook named it', changed_at_us = ? WHERE intent = ? AND state = 4",
+            [(now_us, intent) for intent in intents],
+        )
 
     def unsettled(self) -> list[tuple[str, int]]:
         """Return the intents of calls whose end is unknown, each with the log's end when it was called."""
@@ -178,41 +193,31 @@ class Outbox:
 
     def settled_by_hand(self, campaign: int, state: int, now_us: int) -> int:
         """Note that somebody says of all unknown calls of a campaign that they had their effect (SENT), or had none (PLANNED)."""
-        with self.db:
-            before = self.db.total_changes()
-            self.db.execute(
-                "UPDATE messages SET state = ?, detail = 'a person said so', changed_at_us = ? WHERE campaign = ? AND state = 4",
-                (state, now_us, campaign),
-            )
-            return self.db.total_changes() - before
+        return self._changed(
+            "UPDATE messages SET state = ?, detail = 'a person said so', changed_at_us = ? WHERE campaign = ? AND state = 4",
+            [(state, now_us, campaign)],
+        )
 
     def give_back(self, intents: Iterable[str], now_us: int) -> int:
         """Note that calls were not begun after all: they are planned again, and it was no try. Return how many."""
-        with self.db:
-            before = self.db.total_changes()
-            self.db.executemany(
-                "UPDATE messages SET state = 0, tries = tries - 1, changed_at_us = ? WHERE intent = ? AND state = 1",
-                [(now_us, intent) for intent in intents],
-            )
-            return self.db.total_changes() - before
+        return self._changed(
+            "UPDATE messages SET state = 0, tries = tries - 1, changed_at_us = ? WHERE intent = ? AND state = 1",
+            [(now_us, intent) for intent in intents],
+        )
 
     def skip(self, campaign: int, recipients: dict[str, tuple[str, str]], now_us: int) -> int:
         """Take planned messages out, for good, each with a word for why and a detail; return how many."""
-        with self.db:
-            before = self.db.total_changes()
-            self.db.executemany(
-                "UPDATE messages SET state = 5, code = ?, detail = ?, changed_at_us = ? WHERE campaign = ? AND recipient = ? AND state = 0",
-                [(why, detail[:detail_chars_max], now_us, campaign, recipient) for recipient, (why, detail) in recipients.items()],
-            )
-            return self.db.total_changes() - before
+        return self._changed(
+            "UPDATE messages SET state = 5, code = ?, detail = ?, changed_at_us = ? WHERE campaign = ? AND recipient = ? AND state = 0",
+            [(why, detail[:detail_chars_max], now_us, campaign, recipient) for recipient, (why, detail) in recipients.items()],
+        )
 
-    def put_off(self, campaign: int, recipients: Iterable[str], until_us: int) -> None:
-        """Let planned messages wait until then."""
-        with self.db:
-            self.db.executemany(
-                "UPDATE messages SET not_before_us = ? WHERE campaign = ? AND recipient = ? AND state = 0",
-                [(until_us, campaign, recipient) for recipient in recipients],
-            )
+    def put_off(self, campaign: int, recipients: Iterable[str], until_us: int) -> int:
+        """Let planned messages wait until then; return how many."""
+        return self._changed(
+            "UPDATE messages SET not_before_us = ? WHERE campaign = ? AND recipient = ? AND state = 0",
+            [(until_us, campaign, recipient) for recipient in recipients],
+        )
 
     def often(self, recipients: Iterable[str], since_us: int, count: int) -> set[str]:
         """Return those who have got ``count`` messages or more since then, all campaigns together."""
@@ -261,14 +266,14 @@ class Outbox:
 
     def counts(self, campaign: int) -> dict[str, int]:
         """Return how many messages are in each state."""
-        found = dict(self.db.execute("SELECT state, count(*) FROM messages WHERE campaign = ? GROUP BY state", (campaign,)))
+        found = dict(self.db.execute("SELECT state, sum(n) FROM totals WHERE campaign = ? GROUP BY state", (campaign,)))
         return {name: found.get(state, 0) for state, name in enumerate(STATES)}
 
     def sent(self, campaign: int, waves: int, variants: int) -> np.ndarray:
         """Return how many messages went, [waves, variants]; those with an unknown end count, as most of them did."""
         found = np.zeros((waves, variants), np.int64)
         for wave, variant, n in self.db.execute(
-            "SELECT wave, variant, count(*) FROM messages WHERE campaign = ? AND state IN (2, 4) GROUP BY wave, variant", (campaign,)
+            "SELECT wave, variant, sum(n) FROM totals WHERE campaign = ? AND state IN (2, 4) GROUP BY wave, variant", (campaign,)
         ):
             found[wave - 1, variant] = n
         return found

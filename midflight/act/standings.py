@@ -14,13 +14,13 @@ from ..decide.evidence import Belief, Evidence, Prior, believe
 from ..decide.guardrails import Trip
 from ..decide.policies.policy import frequencies, sample_best
 from ..decide.sample_ratio import Split, check
+from ..metrics.metric import Z_95
 from .campaigns import Running, Wave
-from .conductor import names_of, planned_shares
+from .conductor import planned_shares
 from .standing import Arm, Projected, Said, Standing
 
 past_responses_min, past_responses_max = 50, 500  # of one campaign
 past_weight_max = 30.0  # in responses, of all past curves together
-Z_975 = 1.959963984540054
 GOALS = {"click": "clicks", "open": "opens", "conversion": "conversions", "revenue": "conversions"}
 
 
@@ -81,7 +81,7 @@ class Watch:
             curve=[(float(age), float(share)) for age, share in zip(AGES_S[:-1], belief.curve[:-1], strict=True)],
             said=in_words(said, now, split),
             split_broken=split.broken,
-            split_text=split_text(split, names_of(now)),
+            split_text=split_text(split, now.names),
             projected=projected(now, evidence, belief, seen.given),
         )
 
@@ -101,7 +101,7 @@ def arms_of(now: Running, evidence: Evidence, belief: Belief, given: list[Wave])
     random = Generator(PCG64(SeedSequence([now.definition.seed, len(given), 1])))
     live = evidence.live
     best = frequencies(sample_best(belief, live, random)[:, 0], live.size) if live.any() else np.zeros(live.size)
-    low, high = (gamma_quantile(belief.shape, z) / belief.rate for z in (-Z_975, Z_975))
+    low, high = (gamma_quantile(belief.shape, z) / belief.rate for z in (-Z_95, Z_95))
     sent, came = evidence.sent.sum(0), evidence.responses.sum((0, 2))
     shares = planned_shares(given[-1:], live.size).sum(0)
     return [
@@ -110,7 +110,7 @@ def arms_of(now: Running, evidence: Evidence, belief: Belief, given: list[Wave])
             coming=float(max(0.0, sent[k] * belief.mean[k] - came[k])), rate=float(belief.mean[k]), low=float(low[k]), high=float(high[k]),
             best=float(best[k]), share=float(shares[k]),
         )
-        for k, name in enumerate(names_of(now))
+        for k, name in enumerate(now.names)
     ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def projected(now: Running, evidence: Evidence, belief: Belief, given: list[Wave
 
 def in_words(claim: Claim, now: Running, split: Split) -> Said:
     """Return a claim as people read it. Where waves did not go as planned nothing is claimed."""
-    names = [names_of(now)[k] for k in claim.arms]
+    names = [now.names[k] for k in claim.arms]
     settings, what = now.definition.claims, GOALS[now.definition.goal]
     within = f"{settings.tolerance:.0%}"
     more = float(claim.more_sends) if math.isfinite(claim.more_sends) else None
@@ -180,7 +180,7 @@ def split_text(split: Split, names: list[str]) -> str:
 
 def trip_text(trip: Trip, now: Running) -> str:
     """Return in words why a guard stops an arm or the campaign."""
-    who = "the campaign" if trip.arm < 0 else f"variant {names_of(now)[trip.arm]}"
+    who = "the campaign" if trip.arm < 0 else f"variant {now.names[trip.arm]}"
     rate = trip.happened / max(1, trip.of)
     return (
         f"{trip.what.capitalize()} rate of {who} is surely above its ceiling of {trip.ceiling:.2%}: {trip.happened:,} of {trip.of:,} "

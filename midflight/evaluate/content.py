@@ -12,10 +12,10 @@ from numpy.random import PCG64, Generator, SeedSequence
 
 from ..decide.content import Groups, believe, chances
 from ..kit.errors import nearest
+from ..metrics.metric import Z_95
 from .arms import BadArms, rows
 
 parts = 20  # in which people come, each chosen for by those before it
-Z_95 = 1.959963984540054
 bands = 4  # of an attribute with more numbers than that
 options_max, values_max, groups_max = 20, 100, 2000  # of a column, and of their combinations
 reward_max = 1e12

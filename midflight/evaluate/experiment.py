@@ -13,11 +13,11 @@ from numpy.random import PCG64, Generator, SeedSequence
 from ..decide.claims import ClaimSettings
 from ..decide.evidence import Prior
 from ..decide.policies import REGISTRY
+from ..metrics.metric import Z_95
 from .arms import PastTest
 from .campaign import Outcome, simulate
 
 chunk = 16  # campaigns in one piece of work
-Z_95 = 1.959963984540054
 
 
 class Setting(msgspec.Struct, frozen=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from ..config import Config
 from ..events import Event
 from ..kit.clock import Clock
 from ..kit.counters import Counters
-from ..kit.errors import ConfigError, Locked, MidflightError
+from ..kit.errors import ConfigError, MidflightError
+from ..kit.owned import own
 from ..log.record import Record
 from ..sources import Request, load
 from . import REGISTRY
@@ -212,11 +212,7 @@ class Import:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / f"{self.plan.identity}.lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Locked("This file is being imported already", where=str(self.plan.path)) from None
+        with own(self.folder / f"{self.plan.identity}.lock", "This file is being imported already", where=str(self.plan.path)):
             yield
 
     def _found(self, opened: Opened) -> Iterator[Found]:

@@ -24,7 +24,7 @@ from .truth import Cell
 
 VENDOR = "postmark"
 CHANNEL = "sandbox"
-hours = 8.0
+hours = 4.0  # over in less than two minutes of a demonstration
 # What is true and nobody is told: how much more often than usual people click, by variant.
 VARIANTS = {
     "Plain": ("Our spring collection", 1.0), "Question": ("Ready for spring, {{ attributes.region }}?", 1.6),

@@ -28,6 +28,7 @@ from ..act.outbox import Outbox
 from ..config import load_config
 from ..kit.clock import Clock
 from ..kit.errors import MidflightError
+from ..metrics.metric import Z_95
 from ..serve.auth import Access, base_url
 from ..serve.doorlink import DoorAway, append
 from ..stream.measures import MEASURES
@@ -48,7 +49,6 @@ start_s_max = 90.0
 order_s_max = 60.0
 late_s_max = 300.0
 patience_s = 120.0
-Z_95 = 1.959963984540054
 TEXT = "Hello {{ attributes.region }}, have a look.\n{{ unsubscribe_url }}"
 
 

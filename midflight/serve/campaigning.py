@@ -16,7 +16,7 @@ from ..act.standing import Entry, Standing
 from ..store.read import WrongQuery, iso
 from . import models
 from .api import ERRORS, Site, answers, body_of, door_url, json, known_parameters, name_chars_max, needs, site_of, takes
-from .ordering import checked, checked_variant, named, new_id, newest, ordered, preview, reasons, somebody, variant_number
+from .ordering import checked, checked_variant, named, new_id, newest, ordered, preview, reasons, somebody
 from .ordering import reading as campaigns_of
 
 experiments_max = 200
@@ -168,7 +168,7 @@ def pin(request: Request, name: Name, wanted: Annotated[models.Pin, Depends(body
     with campaigns_of(site_of(request).config) as campaigns:
         now = named(campaigns, name)
         if wanted.variant:
-            variant_number(now, wanted.variant)
+            now.number(wanted.variant)
     return carried_out(site_of(request), orders.Pin(variant=wanted.variant, **said(request, name, wanted.why)))
 
 
@@ -176,7 +176,7 @@ def pin(request: Request, name: Name, wanted: Annotated[models.Pin, Depends(body
 def drop(request: Request, name: Name, wanted: Annotated[models.Drop, Depends(body_of(models.Drop))]) -> Response:
     """Take a variant out of all further waves, for good."""
     with campaigns_of(site_of(request).config) as campaigns:
-        variant_number(named(campaigns, name), wanted.variant)
+        named(campaigns, name).number(wanted.variant)
     return carried_out(site_of(request), orders.Drop(variant=wanted.variant, **said(request, name, wanted.why)))
 
 
@@ -193,7 +193,7 @@ def add_variant(request: Request, name: Name, wanted: Annotated[models.MoreVaria
 def test(request: Request, name: Name, wanted: Annotated[models.TestSend, Depends(body_of(models.TestSend))]) -> Response:
     """Send one variant to an address of one's own."""
     with campaigns_of(site_of(request).config) as campaigns:
-        variant_number(named(campaigns, name), wanted.variant)
+        named(campaigns, name).number(wanted.variant)
     order = orders.Test(to=wanted.to, variant=wanted.variant, recipient=wanted.recipient, **said(request, name, ""))
     return carried_out(site_of(request), order)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import re
 import signal
 import ssl
 import threading
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 import apsw
 import msgspec
@@ -18,31 +16,28 @@ import numpy as np
 
 from ..act.advice import Advice
 from ..act.advice import write as write_advice
-from ..act.audience import read_audience
 from ..act.begun import Begun
-from ..act.campaigns import Campaigns, NotNow, Running, check_move, parts_of
+from ..act.campaigns import Campaigns, NotNow, Running
 from ..act.carriers import carriers_of
-from ..act.conductor import due, evidence_of, give_out_due, grounds_of, moments_us, names_of, planned, shares_by_now
+from ..act.conductor import due, evidence_of, give_out_due, grounds_of, moments_us, planned, shares_by_now
 from ..act.contents import known_of, standings_of
-from ..act.definition import BadCampaign, Campaign, Ready, Variant, campaign_of, check_columns
+from ..act.definition import Campaign, Ready, campaign_of
 from ..act.links import Links, public_key
-from ..act.lists import place_of
-from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Move, Pin, Settle, Test, order_of
-from ..act.outbox import Outbox, Planned
-from ..act.sender import Job, Sender
+from ..act.outbox import Outbox
+from ..act.sender import Sender
 from ..act.standing import SlotStanding, Standing
-from ..act.standings import Observed, Watch, prior_of, trip_text
+from ..act.standings import Observed, Watch, prior_of
 from ..act.stop_list import StopList
 from ..config import Config
 from ..decide.delays import BUCKETS
 from ..decide.evidence import Prior
-from ..decide.guardrails import Counts, trips
-from ..events import recipient_key
 from ..kit.clock import Clock
-from ..kit.errors import ConfigError, Locked, MidflightError, NotFound, nearest
+from ..kit.owned import own
 from ..log import Reader
 from ..store.experiment import Numbers
 from ..store.read import TooSlow
+from .guarding import Guarding
+from .obeying import Obeying
 
 logger = logging.getLogger("midflight.conductor")
 
@@ -63,10 +58,7 @@ looked_at_us = claims_us + 32 * 24 * 3600 * 1_000_000  # and none that was start
 rest_s = 60.0  # between looks at a campaign that has ended
 stop_s = 8.0
 expected_default = 10_000  # people of a campaign that others ask about, where nobody said how many
-# What our own code may raise where it is wrong.
-MISTAKES = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
 INTENT = re.compile(rb"in-[0-9a-f]{30}")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def run_conductor(config: Config) -> None:
@@ -107,7 +99,11 @@ class Conductor:
 
     def __init__(self, config: Config, clock: Clock, *, verify: bool | ssl.SSLContext = True) -> None:
         self.config, self.clock, self.verify = config, clock, verify
-        self._lock = own(config)
+        self._lock = own(
+            config.folder / "outbox.lock",
+            f"Another conductor runs on {config.folder}",
+            todo="Stop it first: two would send everything twice",
+        )
         self.outbox = Outbox(config.folder / "outbox.db")
         self.campaigns = Campaigns(self.outbox, config.sending.speed)
         self.numbers = Numbers(config, clock)
@@ -116,7 +112,9 @@ class Conductor:
         self.stops = StopList()
         self.links = Links(public_key(config.folder), config.door.base_url)
         self.priors: dict[str, Prior] = {}  # by goal, from campaigns that are over
-        self.sender: Sender | None = None
+        self.sender: Sender | None = None  # this and the next two from `run` on, because connections belong to a loop
+        self.guarding: Guarding | None = None
+        self.obeying: Obeying | None = None
         self.ready: dict[int, tuple[Campaign, Ready]] = {}
         self.watches: dict[int, Watch] = {}
         self.looked_s: dict[int, float] = {}
@@ -147,11 +145,15 @@ class Conductor:
             begun=self.begun.note, suppressed=self.numbers.suppressed, position=self.log.head,
             recipient_per_day=self.config.sending.recipient_per_day, mailto=self.config.sending.mailto,
         )  # fmt: skip
+        self.guarding = Guarding(self.campaigns, self.numbers, self.sender)
+        self.obeying = Obeying(
+            self.config, self.campaigns, self.numbers, self.sender, self.guarding, self._ready, self.links.base_url, self.clock
+        )
         try:
             await self._barrier(stop)
             async with asyncio.TaskGroup() as group:
                 # Reading a long list must not hold up who is being sent to.
-                group.create_task(self._again_and_again(self._do_orders, orders_s, stop))
+                group.create_task(self._again_and_again(self.obeying.obey, orders_s, stop))
                 group.create_task(self._again_and_again(self.step, tick_s, stop))
         finally:
             await self.sender.close(stop_s)
@@ -232,125 +234,13 @@ class Conductor:
             self.priors[goal] = prior_of([standing for standing in found if standing])
         return self.priors[goal]
 
-    # -- orders ----------------------------------------------------------------------------------------------------------------
-
-    async def _do_orders(self) -> None:
-        """Do what was asked since the last one that was done, in order."""
-        for position, _, body in self.numbers.orders(self.campaigns.orders_position()):
-            try:
-                order = order_of(body)
-            except BadOrder as error:
-                logger.error("record %d is no order and is left out: %s", position, error.text())
-                self.campaigns.order_done(position, f"position-{position}", error_json(error), self.clock.now_us())
-                continue
-            ended = self.campaigns.order_end(order.id)
-            if ended is not None:
-                # Whoever gave it did not hear that it was taken, and gave it again.
-                self.campaigns.order_done(position, order.id, ended, self.clock.now_us())
-                continue
-            try:
-                loaded = await self._load(order) if isinstance(order, Add) else None
-                with self.outbox.db:
-                    if loaded is not None:
-                        self.campaigns.drafted(*loaded, order.who, self.clock.now_us())
-                    else:
-                        self._do(order)
-                    self.campaigns.order_done(position, order.id, "", self.clock.now_us())
-            except MidflightError as error:
-                self.campaigns.order_done(position, order.id, error_json(error), self.clock.now_us())
-            except MISTAKES as error:
-                # One order must not keep all campaigns from being sent: it would be met again after each start.
-                logger.exception("record %d, an order, cannot be done", position)
-                said = MidflightError("The order could not be done: a mistake of ours", got=f"{type(error).__name__}: {error}")
-                self.campaigns.order_done(position, order.id, error_json(said), self.clock.now_us())
-
-    async def _load(self, order: Add) -> tuple[int, int, int]:
-        """Put down a draft's definition and people, a part at a time beside the sending; return id, people and held out."""
-        ready = campaign_of(order.definition, set(self.config.channels))
-        if ready.campaign.audience.segment:
-            raise BadCampaign("There are no segments yet", where="$.audience.segment", todo="Hand in a list")
-        recipients = []
-        if order.audience:
-            recipients, report = await asyncio.to_thread(read_audience, place_of(self.config.folder, order.audience))
-            check_columns(ready, report.columns)
-        parts = await asyncio.to_thread(parts_of, ready.campaign, recipients)
-        number, count, held = self.campaigns.begin(ready.campaign), 0, 0
-        for part in parts:
-            self.campaigns.put_people(number, count, part)
-            count, held = count + len(part.people), held + len(part.held)
-            await asyncio.sleep(0)
-        return number, count, held
-
-    def _do(self, order: AnyOrder) -> None:
-        now_us = self.clock.now_us()
-        now = self.campaigns.named(order.campaign)
-        if isinstance(order, Move):
-            self._move(now, order, now_us)
-        elif isinstance(order, Pin):
-            self.campaigns.pin(now.id, place_of_variant(now, order.variant) if order.variant else -1, order.who, order.why, now_us)
-        elif isinstance(order, Drop):
-            self.campaigns.drop(now.id, place_of_variant(now, order.variant), order.who, order.why, now_us)
-        elif isinstance(order, AddVariant):
-            self._add_variant(now, order, now_us)
-        elif isinstance(order, Test):
-            self._test(now, order, now_us)
-        elif isinstance(order, Settle):
-            self.campaigns.settle(now.id, order.end, order.who, order.why, now_us)
-
-    def _move(self, now: Running, order: Move, now_us: int) -> None:
-        check_move(now, order.to)
-        if order.to in ("paused", "stopped", "draft"):
-            # First nothing more begins; what is planned again then stays.
-            self.sender.withdraw(now.id)
-        if order.to == "sending":
-            self._may_send(now)
-            if now.state == "paused":
-                self._look_past_guards(now)
-        self.campaigns.move(now.id, order.to, order.who, order.why, now_us)
-
-    def _may_send(self, now: Running) -> None:
-        """Raise NotNow where people could not unsubscribe, or there is no way out."""
-        if now.definition.channel not in self.config.channels and not now.definition.audience.api:
-            raise NotNow(f"Channel `{now.definition.channel}` is not in the configuration", todo="Put it back, or make a new campaign")
-        url = urlsplit(self.links.base_url)
-        if url.scheme != "https" and url.hostname not in LOOPBACK:
-            raise NotNow(
-                "People could not unsubscribe safely", expected="an address with https", got=self.links.base_url, where="$.door.public_url",
-                todo="Set it to where the door is reached from outside",
-            )  # fmt: skip
-
-    def _add_variant(self, now: Running, order: AddVariant, now_us: int) -> None:
-        raw = msgspec.to_builtins(now.definition)
-        raw["variants"] = [*raw["variants"], order.variant]
-        ready = campaign_of(raw, {*self.config.channels, now.definition.channel})
-        ready.templates[-1].check(self.campaigns.columns(now.id))
-        self.campaigns.add_variant(now.id, msgspec.convert(order.variant, Variant), order.who, order.why, now_us)
-
-    def _test(self, now: Running, order: Test, now_us: int) -> None:
-        """Send one variant to somebody of our own, filled in as for a person of the list; it goes past the outbox and is not repeated."""
-        self._may_send(now)
-        lane = self.sender.lanes.get(now.definition.channel)
-        if lane is None:
-            raise NotNow(f"Campaign `{now.name}` has no channel by which a test could go")
-        key = recipient_key(order.to)
-        if not key:
-            raise NotFound("No address", expected="name@domain", got=order.to[:100])
-        person = self.campaigns.example(now.id, recipient_key(order.recipient) if order.recipient else "")
-        item = Planned(
-            recipient=key, wave=0, variant=place_of_variant(now, order.variant), propensity=1.0, intent=f"test-{order.id[:40]}"
-        )  # fmt: skip
-        message = self.sender.message(now, self._ready(now), item, msgspec.structs.replace(person, key=key, address=order.to), now_us)
-        message.campaign, message.subject = "Test messages", f"[Test] {message.subject}"
-        call = lane.carrier.call_of([message])
-        lane.offer([Job(campaign=now.id, keys=[key], messages=[message], call=call, tries=0, stale_us=now_us)])
-
     # -- waves -------------------------------------------------------------------------------------------------------------------
 
     def _start_scheduled(self, now: Running) -> None:
         start_us = now.definition.waves.start_us()
         if start_us <= self.clock.now_us():
             try:
-                self._may_send(now)
+                self.obeying.may_send(now)
                 self.campaigns.move(now.id, "sending", "schedule", "its time has come", self.clock.now_us())
             except NotNow as error:
                 self.campaigns.move(now.id, "draft", "schedule", error.text(), self.clock.now_us())
@@ -420,7 +310,7 @@ class Conductor:
             self._note_changes(now, before, standing, now_us)
             self.campaigns.stands(now.id, standing)
         if now.state == "sending":
-            self._guard(now, now_us)
+            self.guarding.look(now, now_us)
 
     def _slots(self, now: Running, seen: Observed) -> list[SlotStanding]:
         """Return how the slots stand; looked at less often than the rest, because everybody who responded is asked for."""
@@ -436,7 +326,7 @@ class Conductor:
         return found
 
     def _observed(self, now: Running, now_us: int) -> Observed:
-        given, names = self.campaigns.waves(now.id), names_of(now)
+        given, names = self.campaigns.waves(now.id), now.names
         waves = [str(wave.wave) for wave in given]
         found = self.numbers.responses(now.name, names, waves, now.definition.goal, [wave.at_us / 1e6 for wave in given], now.speed)
         if now.definition.audience.api:
@@ -462,43 +352,6 @@ class Conductor:
             self.campaigns.decided(now.id, now_us, "held", "conductor", standing.held)
         elif before and before.held and not standing.held:
             self.campaigns.decided(now.id, now_us, "released", "conductor", "It goes on")
-
-    def _guard(self, now: Running, now_us: int) -> None:
-        """Stop an arm, or the campaign, whose people leave, complain or bounce too often."""
-        counts = self._happened(now)
-        base = self.campaigns.guard_base(now.id)
-        if base:
-            counts = [less(count, before) for count, before in zip(counts, [*base, *[Counts()] * len(counts)], strict=False)]
-        for trip in trips(counts, now.definition.guardrails):
-            text = trip_text(trip, now)
-            grounds = {name: getattr(trip, name) for name in ("what", "happened", "of", "ceiling", "evidence")}
-            grounds["evidence"] = float(min(grounds["evidence"], 1e12))
-            live = self.campaigns.get(now.id).live
-            with self.outbox.db:
-                if trip.arm >= 0 and live.sum() > 1:
-                    if live[trip.arm]:
-                        self.campaigns.decided(now.id, now_us, "guard", "guard", text, "", grounds)
-                        self.campaigns.drop(now.id, trip.arm, "guard", text, now_us)
-                    continue
-                self.sender.withdraw(now.id)
-                self.campaigns.decided(now.id, now_us, "guard", "guard", text, "", grounds)
-                self.campaigns.move(now.id, "paused", "guard", text, now_us)
-            return
-
-    def _look_past_guards(self, now: Running) -> None:
-        """Somebody lets a campaign go on that a guard may have paused: what has happened by now is known and accepted."""
-        self.campaigns.guard_from(now.id, self._happened(now))
-
-    def _happened(self, now: Running) -> list[Counts]:
-        """Return what guards look at. A plain relay reports no delivery: there what was sent stands for what was delivered."""
-        names = names_of(now)
-        counts = self.numbers.counts(now.name, names)
-        if any(count.delivered for count in counts):
-            return counts
-        sent = self.outbox.sent(now.id, len(self.campaigns.waves(now.id)), len(names)).sum(0)
-        return [
-            msgspec.structs.replace(count, delivered=max(0, int(n) - count.bounced)) for count, n in zip(counts, sent, strict=True)
-        ]  # fmt: skip
 
     # -- what nobody knows -------------------------------------------------------------------------------------------------------
 
@@ -544,39 +397,9 @@ class Conductor:
             told.append(
                 Advice(
                     campaign=now.name, state=now.state, seed=now.definition.seed, holdout=now.definition.holdout,
-                    wave=given[-1].wave if given else 0, variants=names_of(now)[: len(shares)], shares=shares,
+                    wave=given[-1].wave if given else 0, variants=now.names[: len(shares)], shares=shares,
                     definition=msgspec.to_builtins(now.definition),
                 )
             )  # fmt: skip
         # Also where nothing has changed: the door takes what is old for the word of somebody who is gone.
         write_advice(self.config.folder, told)
-
-
-def less(counts: Counts, before: Counts) -> Counts:
-    return Counts(**{name: max(0, getattr(counts, name) - getattr(before, name)) for name in Counts.__struct_fields__})
-
-
-def place_of_variant(now: Running, name: str) -> int:
-    """Return a variant's number. Raises NotFound with the nearest one."""
-    names = names_of(now)
-    if name not in names:
-        raise NotFound(f"Unknown variant `{name[:100]}`", todo=nearest(name[:100], names))
-    return names.index(name)
-
-
-def error_json(error: MidflightError) -> str:
-    return msgspec.json.encode(error.as_dict()["error"]).decode()
-
-
-def own(config: Config):
-    """Lock the outbox for this process's life. Raises Locked when another conductor has it, ConfigError where it cannot be written."""
-    try:
-        file = (config.folder / "outbox.lock").open("a+")
-    except OSError as error:
-        raise ConfigError(f"The data folder cannot be written: {error.strerror}", got=config.data, where="$.data") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise Locked(f"Another conductor runs on {config.folder}", todo="Stop it first: two would send everything twice") from None
-    return file

@@ -23,12 +23,12 @@ from ..act.templates import Content, compile_variant
 from ..config import Config
 from ..events import recipient_key
 from ..kit.clock import Clock
-from ..kit.errors import MidflightError, NotFound, nearest
+from ..kit.errors import MidflightError, NotFound
 from . import doorlink
 
 logger = logging.getLogger(__name__)
 
-wait_s = 5.0  # for the conductor; it looks for orders about once a second
+wait_s = 5.0  # for the conductor, which sees an order as soon as the engine has folded it
 pause_s = 0.05
 lists_kept_max = 32
 first_people = 20  # of a list, kept for previews
@@ -54,7 +54,7 @@ def reading(config: Config) -> Iterator[Campaigns | None]:
     try:
         outbox.db.execute("BEGIN")
         known = outbox.db.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('campaigns', 'decisions', 'orders')").get == 3
-        yield Campaigns(outbox) if known else None
+        yield Campaigns(outbox, config.sending.speed) if known else None
     finally:
         outbox.db.close(True)
 
@@ -103,13 +103,6 @@ def guard_acted(campaigns: Campaigns, number: int) -> tuple[int, str] | None:
     return campaigns.db.execute(
         "SELECT at_us, text FROM decisions WHERE campaign = ? AND (kind = 'guard' OR who = 'guard') ORDER BY number DESC LIMIT 1", (number,)
     ).fetchone()
-
-
-def attributes_of(campaigns: Campaigns, now: Running) -> set[str]:
-    """Return the attributes that a campaign's people have: the columns of its list."""
-    for _, key in campaigns.next_people(msgspec.structs.replace(now, taken=0), 1):
-        return set(campaigns.person(now.id, key).attributes)
-    return set()
 
 
 # -- orders --------------------------------------------------------------------------------------------------------------
@@ -233,8 +226,6 @@ def checked(config: Config, known: Lists, raw: dict, name: str) -> Checked:
     """Check a definition with the list that it goes to. Raises BadCampaign, TemplateError, NotFound."""
     raw = {"audience": {"csv": name}, **raw} if name else raw
     ready = campaign_of(raw, set(config.channels))
-    if ready.campaign.seed < 0:
-        raise BadCampaign("The seed", expected="0 or more", got=ready.campaign.seed, where="$.seed")
     wants = bool(ready.campaign.audience.csv)
     if wants and not name:
         raise BadCampaign("The audience's list is missing", expected="`list`, as `POST /v1/lists` names it", where="list")
@@ -255,7 +246,7 @@ def checked_variant(config: Config, campaigns: Campaigns, now: Running, raw: dic
     whole = msgspec.structs.replace(now.definition, variants=[*now.definition.variants, variant])
     ready = campaign_of(msgspec.to_builtins(whole), {*config.channels, now.definition.channel})
     if now.definition.audience.csv:
-        ready.templates[-1].check(attributes_of(campaigns, now))
+        ready.templates[-1].check(campaigns.columns(now.id))
 
 
 def preview(found: Checked, person: Recipient, url: str, now_us: int) -> list[dict]:
@@ -295,11 +286,3 @@ def somebody(known: Lists, found: Checked, address: str) -> Recipient:
     if not recipient_key(address):
         raise BadCampaign("No address", expected="name@domain alone", got=address[:100], where="recipient")
     return Recipient(key=recipient_key(address), address=address)
-
-
-def variant_number(now: Running, name: str) -> int:
-    """Return a variant's number by its name. Raises NotFound."""
-    names = [variant.name for variant in now.definition.variants]
-    if name not in names:
-        raise NotFound(f"Unknown variant `{name[:100]}`", where="variant", todo=nearest(name[:100], names))
-    return names.index(name)

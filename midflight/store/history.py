@@ -9,7 +9,6 @@ seen twice and nothing is missing.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -26,7 +25,8 @@ from xxhash import xxh3_64_intdigest
 
 from ..events import Event, recipient_key
 from ..kit.clock import Clock
-from ..kit.errors import Damaged, Locked
+from ..kit.errors import Damaged
+from ..kit.owned import own
 from ..log.errors import NotKept
 from ..log.record import Record
 from .reading import Reading
@@ -223,11 +223,7 @@ class Exporter:
     def opened(self) -> Iterator[Exporter]:
         """Hold the history alone, cleared of what a crash left. Raises Locked."""
         self.temporary.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Locked("Another process writes this history", where=str(self.folder)) from None
+        with own(self.folder / "lock", "Another process writes this history", where=str(self.folder)):
             shutil.rmtree(self.temporary)
             self.temporary.mkdir()
             self.position = self.noted = done_position(self.folder)
@@ -417,8 +413,8 @@ def mergeable(parts: list[Part], today: str) -> Iterator[list[Part]]:
         sizes = [size_class(part.bytes) for part in found]
         for size in sorted(set(sizes)):
             run: list[Part] = []
-            for part, own in zip([*found, None], [*sizes, size + 1], strict=True):
-                if own <= size:
+            for part, its in zip([*found, None], [*sizes, size + 1], strict=True):
+                if its <= size:
                     run.append(part)
                     continue
                 if len(run) >= fan_in:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -19,7 +18,8 @@ from ..config import Config
 from ..kit.clock import Clock
 from ..kit.collecting import uncollected
 from ..kit.crash import crash_point
-from ..kit.errors import ConfigError, Damaged, Locked, MidflightError
+from ..kit.errors import ConfigError, Damaged, MidflightError
+from ..kit.owned import own
 from ..kit.reserved import available_bytes
 from ..log import NotKept, Reader, Record, Unreadable
 from ..sources import Source, load
@@ -75,7 +75,9 @@ class Engine:
         self.clock = clock or Clock()
         self.folder = config.folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = own(self.folder / "engine.lock")
+        self._lock = own(
+            self.folder / "engine.lock", f"Another engine runs on {self.folder}", todo="Stop it first: two would count everything twice"
+        )
         try:
             self._open(rebuild)
         except BaseException:
@@ -470,14 +472,3 @@ def fold_signature(config: Config) -> str:
     parts = [VERSION, shard_module.VERSION, list(MEASURES), msgspec.to_builtins(config.dimensions())]
     parts += [msgspec.to_builtins(config.attribution), config.retention.dedup_days]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
-
-
-def own(path: Path):
-    """Lock a file for this process's life. Raises Locked when another engine has it."""
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise Locked(f"Another engine runs on {path.parent}", todo="Stop it first: two would count everything twice") from None
-    return file

@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from ...act import orders
 from ...act.campaigns import MOVES, Campaigns, Running, Wave
 from ...act.standing import Entry, Standing
+from ...act.standings import GOALS
 from ...decide.guardrails import Guardrails
 from ...kit.errors import MidflightError, NotFound
 from ...store.read import Query as Asked
@@ -28,7 +29,6 @@ own_lines = 10
 drawn_max = 240  # steps of the chart of waves
 why_chars_max = 2_000
 RATES = {"unsubscribe": "unsubscribe_rate", "complaint": "complaint_rate", "bounce": "bounce_rate"}
-GOALS = {"click": "clicks", "conversion": "conversions", "revenue": "revenue", "open": "opens"}
 experiments = APIRouter(include_in_schema=False)
 
 
@@ -182,7 +182,7 @@ def guards(now: Running, rates: dict | None) -> dict:
 def stands_of(now: Running, standing: Standing | None, now_us: int) -> dict:
     """Return what is said of the time and of the end."""
     standing = standing or Standing(at_us=0)
-    ends_us = standing.projected.ends_us or (now.started_us + int(now.definition.waves.hours * 3600e6) if now.started_us else 0)
+    ends_us = now.ends_us if now.started_us else 0
     until = {"ends": ends_us, "next": standing.next_us}
     return {
         "standing": standing,

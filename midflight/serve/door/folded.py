@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import apsw
 
+from ...kit.renewed import Renewed
+
 logger = logging.getLogger("midflight.door")
 
 # One statement, so that all of it is of one commit.
@@ -36,10 +38,9 @@ class Folded:
     """A connection to the engine's file, opened again when that is another one. All of it is for one thread."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "store.db"
         self.position = -1  # as of the last `look`
+        self._file = Renewed(folder / "store.db")
         self._db: apsw.Connection | None = None
-        self._identity: tuple[int, int] | None = None
         self._said = ""
 
     def find(self, campaign: str, recipient: str) -> Found:
@@ -56,13 +57,7 @@ class Folded:
     def look(self) -> None:
         """Open the file if it is new, and see how far the engine is. Called a few times a second."""
         try:
-            about = self.path.stat()
-            identity = (about.st_dev, about.st_ino)
-            if self._db is None or identity != self._identity:
-                self.close()
-                self._db, self._identity = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY), identity
-        except FileNotFoundError:
-            self.close()
+            self._db = self._file.get()
         except (OSError, apsw.Error) as error:
             self._trouble(error)
             self.close()
@@ -74,6 +69,5 @@ class Folded:
             logger.warning("the engine's numbers cannot be read: %s", error)
 
     def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        self._file.close()
+        self._db = None

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from time import monotonic
 
-import apsw
-
+from ...kit.renewed import Renewed
 from ..auth import GRANTS, hashed
 
 kept_s = 0.5  # a token that was made or revoked is known as such after at most this
@@ -18,10 +17,8 @@ class Tokens:
     """Reads ``access.db``, of which the console is the writer."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "access.db"
+        self._file = Renewed(folder / "access.db")
         self._known: dict[bytes, tuple[float, frozenset[str]]] = {}
-        self._db: apsw.Connection | None = None
-        self._identity: tuple[int, int] | None = None
 
     def scopes(self, secret: str) -> frozenset[str]:
         """Return what a token may do; nothing where it is unknown. Raises apsw.Error and OSError where that cannot be told."""
@@ -38,18 +35,10 @@ class Tokens:
         return found
 
     def _asked(self, digest: bytes) -> frozenset[str]:
-        try:
-            about = self.path.stat()
-        except FileNotFoundError:
-            return frozenset()  # nobody has made a token yet
-        if self._db is None or self._identity != (about.st_dev, about.st_ino):
-            self.close()
-            self._db = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
-            self._identity = about.st_dev, about.st_ino
-        found = self._db.execute(_SCOPES, (digest,)).get
+        db = self._file.get()
+        # Without the file nobody has made a token yet.
+        found = db.execute(_SCOPES, (digest,)).get if db else None
         return frozenset().union(*(GRANTS.get(scope, ()) for scope in found.split())) if found else frozenset()
 
     def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
+        self._file.close()

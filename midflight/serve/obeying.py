@@ -1,0 +1,153 @@
+"""Does what people ask of campaigns: each order once, in the log's order, with a word under its id of what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..act.audience import read_audience
+from ..act.campaigns import Campaigns, NotNow, Running, check_move, in_waves
+from ..act.definition import BadCampaign, Ready, Variant, campaign_of, check_columns
+from ..act.lists import place_of
+from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Move, Pin, Settle, Test, order_of
+from ..act.outbox import Planned
+from ..act.sender import Job, Sender
+from ..config import Config
+from ..events import recipient_key
+from ..kit.clock import Clock
+from ..kit.errors import MidflightError, NotFound
+from ..store.experiment import Numbers
+from .guarding import Guarding
+
+logger = logging.getLogger("midflight.conductor")
+
+# What our own code may raise where it is wrong.
+MISTAKES = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Obeying:
+    """The orders that the store has, and who does them. ``ready`` gives a campaign's templates, ``base_url`` is where its links lead."""
+
+    def __init__(
+        self, config: Config, campaigns: Campaigns, numbers: Numbers, sender: Sender, guarding: Guarding, ready: Callable[[Running], Ready],
+        base_url: str, clock: Clock,
+    ) -> None:  # fmt: skip
+        self.config, self.campaigns, self.numbers, self.sender = config, campaigns, numbers, sender
+        self.guarding, self.ready, self.base_url, self.clock = guarding, ready, base_url, clock
+
+    async def obey(self) -> None:
+        """Do what was asked since the last one that was done, in order."""
+        for position, _, body in self.numbers.orders(self.campaigns.orders_position()):
+            try:
+                order = order_of(body)
+            except BadOrder as error:
+                logger.error("record %d is no order and is left out: %s", position, error.text())
+                self.campaigns.order_done(position, f"position-{position}", error_json(error), self.clock.now_us())
+                continue
+            ended = self.campaigns.order_end(order.id)
+            if ended is not None:
+                # Whoever gave it did not hear that it was taken, and gave it again.
+                self.campaigns.order_done(position, order.id, ended, self.clock.now_us())
+                continue
+            try:
+                loaded = await self._load(order) if isinstance(order, Add) else None
+                with self.campaigns.db:
+                    if loaded is not None:
+                        self.campaigns.drafted(*loaded, order.who, self.clock.now_us())
+                    else:
+                        self._do(order)
+                    self.campaigns.order_done(position, order.id, "", self.clock.now_us())
+            except MidflightError as error:
+                self.campaigns.order_done(position, order.id, error_json(error), self.clock.now_us())
+            except MISTAKES as error:
+                # One order must not keep all campaigns from being sent: it would be met again after each start.
+                logger.exception("record %d, an order, cannot be done", position)
+                said = MidflightError("The order could not be done: a mistake of ours", got=f"{type(error).__name__}: {error}")
+                self.campaigns.order_done(position, order.id, error_json(said), self.clock.now_us())
+
+    async def _load(self, order: Add) -> tuple[int, int, int]:
+        """Put down a draft's definition and people, a part at a time beside the sending; return id, people and held out."""
+        ready = campaign_of(order.definition, set(self.config.channels))
+        if ready.campaign.audience.segment:
+            raise BadCampaign("There are no segments yet", where="$.audience.segment", todo="Hand in a list")
+        recipients = []
+        if order.audience:
+            recipients, report = await asyncio.to_thread(read_audience, place_of(self.config.folder, order.audience))
+            check_columns(ready, report.columns)
+        ordered = await asyncio.to_thread(in_waves, ready.campaign, recipients)
+        number = self.campaigns.begin(ready.campaign)
+        for _ in self.campaigns.put_people(number, ordered):
+            await asyncio.sleep(0)
+        return number, len(ordered), len(recipients) - len(ordered)
+
+    def _do(self, order: AnyOrder) -> None:
+        now_us = self.clock.now_us()
+        now = self.campaigns.named(order.campaign)
+        if isinstance(order, Move):
+            self._move(now, order, now_us)
+        elif isinstance(order, Pin):
+            self.campaigns.pin(now.id, now.number(order.variant) if order.variant else -1, order.who, order.why, now_us)
+        elif isinstance(order, Drop):
+            self.campaigns.drop(now.id, now.number(order.variant), order.who, order.why, now_us)
+        elif isinstance(order, AddVariant):
+            self._add_variant(now, order, now_us)
+        elif isinstance(order, Test):
+            self._test(now, order, now_us)
+        elif isinstance(order, Settle):
+            self.campaigns.settle(now.id, order.end, order.who, order.why, now_us)
+
+    def _move(self, now: Running, order: Move, now_us: int) -> None:
+        check_move(now, order.to)
+        if order.to in ("paused", "stopped", "draft"):
+            # First nothing more begins; what is planned again then stays.
+            self.sender.withdraw(now.id)
+        if order.to == "sending":
+            self.may_send(now)
+            if now.state == "paused":
+                self.guarding.look_past(now)
+        self.campaigns.move(now.id, order.to, order.who, order.why, now_us)
+
+    def may_send(self, now: Running) -> None:
+        """Raise NotNow where people could not unsubscribe, or there is no way out."""
+        if now.definition.channel not in self.config.channels and not now.definition.audience.api:
+            raise NotNow(f"Channel `{now.definition.channel}` is not in the configuration", todo="Put it back, or make a new campaign")
+        url = urlsplit(self.base_url)
+        if url.scheme != "https" and url.hostname not in LOOPBACK:
+            raise NotNow(
+                "People could not unsubscribe safely", expected="an address with https", got=self.base_url, where="$.door.public_url",
+                todo="Set it to where the door is reached from outside",
+            )  # fmt: skip
+
+    def _add_variant(self, now: Running, order: AddVariant, now_us: int) -> None:
+        raw = msgspec.to_builtins(now.definition)
+        raw["variants"] = [*raw["variants"], order.variant]
+        ready = campaign_of(raw, {*self.config.channels, now.definition.channel})
+        ready.templates[-1].check(self.campaigns.columns(now.id))
+        self.campaigns.add_variant(now.id, msgspec.convert(order.variant, Variant), order.who, order.why, now_us)
+
+    def _test(self, now: Running, order: Test, now_us: int) -> None:
+        """Send one variant to somebody of our own, filled in as for a person of the list; it goes past the outbox and is not repeated."""
+        self.may_send(now)
+        lane = self.sender.lanes.get(now.definition.channel)
+        if lane is None:
+            raise NotNow(f"Campaign `{now.name}` has no channel by which a test could go")
+        key = recipient_key(order.to)
+        if not key:
+            raise NotFound("No address", expected="name@domain", got=order.to[:100])
+        person = self.campaigns.example(now.id, recipient_key(order.recipient) if order.recipient else "")
+        item = Planned(
+            recipient=key, wave=0, variant=now.number(order.variant), propensity=1.0, intent=f"test-{order.id[:40]}"
+        )  # fmt: skip
+        message = self.sender.message(now, self.ready(now), item, msgspec.structs.replace(person, key=key, address=order.to), now_us)
+        message.campaign, message.subject = "Test messages", f"[Test] {message.subject}"
+        call = lane.carrier.call_of([message])
+        lane.offer([Job(campaign=now.id, keys=[key], messages=[message], call=call, tries=0, stale_us=now_us)])
+
+
+def error_json(error: MidflightError) -> str:
+    return msgspec.json.encode(error.as_dict()["error"]).decode()
