@@ -18,7 +18,7 @@ import trustme
 from midflight.act.channels import REGISTRY
 from midflight.act.channels.channel import EXAMPLE, Channel, Message, channel_of
 from midflight.act.delivery import Delivery, patience_s
-from midflight.act.outbox import PLANNED, REFUSED, SENT, SKIPPED, UNKNOWN, Outbox, Planned, Result
+from midflight.act.outbox import PLANNED, REFUSED, SENT, SKIPPED, UNKNOWN, VERSION, Outbox, Planned, Result
 from midflight.kit.clock import Clock
 from midflight.kit.errors import ConfigError
 from midflight.sandbox.api_vendors import KEYS
@@ -122,7 +122,7 @@ def test_another_versions_outbox_is_refused(tmp_path: Path) -> None:
     with apsw.Connection(str(tmp_path / "outbox.db")) as db:
         db.execute("UPDATE meta SET value = 99 WHERE key = 'version'")
     for reading in (False, True):
-        with pytest.raises(ConfigError, match="another version: expected 1, got 99"):
+        with pytest.raises(ConfigError, match=f"another version: expected {VERSION}, got 99"):
             Outbox(tmp_path / "outbox.db", reading=reading)
 
 
