@@ -67,6 +67,7 @@ class Setting(NamedTuple):
     recipients: int
     hours: float
     seed: int
+    policy: str
 
 
 class Seen(NamedTuple):
@@ -186,7 +187,7 @@ def play(past: PastTest, setting: Setting, number: int, tests: dict[str, Callabl
     rates = rates_of(past, setting, random)
     campaign = Campaign(rates, setting.recipients, setting.hours, Trouble(setting.trouble, rates.size, setting.hours, random), random)
     people, everybody, prior = claims.Labels(rates.size), claims.Labels(rates.size), Prior()
-    policy = REGISTRY.get("fixed_split")()
+    policy = REGISTRY.get(setting.policy)()
     said: dict[str, Said] = {}
     for look in range(campaign.looks_s.size):
         campaign.arrive(look)
@@ -242,7 +243,8 @@ def figures(found: list[dict[str, Said]], tests: list[str]) -> dict[str, dict]:
 
 def show(setting: Setting, rows: dict[str, dict], campaigns: int) -> Table:
     kind = "A/A" if setting.aa else setting.arms.value
-    table = Table(title=f"{setting.trouble}: {campaigns:,} campaigns, {kind}, {setting.recipients:,} recipients, {setting.hours:g} h")
+    how = f"{setting.policy}, {setting.recipients:,} recipients, {setting.hours:g} h"
+    table = Table(title=f"{setting.trouble}: {campaigns:,} campaigns, {kind}, {how}")
     for column in ("test", "right %", "wrong %", "quarter right by h", "half right by h", "ours later by h"):
         table.add_column(column, justify="left" if column == "test" else "right")
     for name, row in rows.items():
@@ -281,6 +283,7 @@ def main(
     recipients: int = typer.Option(50_000, min=100),
     hours: float = typer.Option(8.0, min=0.1),
     seed: int = 1,
+    policy: str = typer.Option("fixed_split", help="How waves are given out, where the trouble does not say."),
     processes: int = typer.Option(1, min=1),
     out: Path = typer.Option(None, help="Where the figures go as JSON."),
 ) -> None:
@@ -293,7 +296,7 @@ def main(
     made = {}
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         for name in trouble:
-            setting = Setting(name, arms, aa, recipients, hours, seed)
+            setting = Setting(name, arms, aa, recipients, hours, seed, policy)
             task = progress.add_task(name, total=campaigns)
             with multiprocessing.get_context("fork").Pool(processes, _take, (usable, setting, tests)) as pool:
                 found = []
@@ -304,7 +307,8 @@ def main(
             console.print(show(setting, made[name], campaigns))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"campaigns": campaigns, "aa": aa, "arms": arms.value, "figures": made}, indent=1) + "\n")
+        said = {"campaigns": campaigns, "aa": aa, "arms": arms.value, "policy": policy, "figures": made}
+        out.write_text(json.dumps(said, indent=1) + "\n")
 
 
 if __name__ == "__main__":

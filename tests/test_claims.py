@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -218,7 +219,7 @@ def test_the_first_minutes_say_nothing() -> None:
     evidence = sent_out([0.05, 0.05], 3000)
     scanned = evidence.responses.copy()
     scanned[:, 1, :bucket_min] += 500
-    assert (labels_of(evidence).log == labels_of(evidence, scanned).log).all()
+    assert (labels_of(evidence).table() == labels_of(evidence, scanned).table()).all()
 
 
 def test_a_smaller_alpha_asks_for_more() -> None:
@@ -291,7 +292,7 @@ def test_the_order_of_updates_does_not_matter(seed: int, arms: int) -> None:
     while (known < evidence.responses).any():
         known = np.minimum(evidence.responses, known + random.integers(0, 15, known.shape))
         apart.update(evidence, known)
-    assert np.allclose(together.log, apart.log, rtol=0, atol=1e-8) and (together.counted[:3] == apart.counted[:3]).all()
+    assert np.allclose(together.table(), apart.table(), rtol=0, atol=1e-8) and (together.counted[:3] == apart.counted[:3]).all()
 
 
 def test_waves_may_join_one_by_one() -> None:
@@ -300,7 +301,7 @@ def test_waves_may_join_one_by_one() -> None:
     grown = Labels(3)
     for waves in (0, 1, 2, 5, 9):
         grown.update(evidence, evidence.responses[:waves])
-    assert np.allclose(grown.log, labels_of(evidence).log, rtol=0, atol=1e-9)
+    assert np.allclose(grown.table(), labels_of(evidence).table(), rtol=0, atol=1e-9)
 
 
 @given(st.integers(0, 1 << 30))
@@ -312,18 +313,18 @@ def test_a_verdict_taken_back_leaves_nothing(seed: int) -> None:
     labels = Labels(3)
     labels.update(evidence, evidence.responses + random.integers(0, 20, evidence.responses.shape))
     labels.update(evidence, evidence.responses)
-    assert np.allclose(labels.log, labels_of(evidence).log, rtol=0, atol=1e-8)
+    assert np.allclose(labels.table(), labels_of(evidence).table(), rtol=0, atol=1e-8)
     labels.update(evidence, np.zeros_like(evidence.responses))
-    assert np.allclose(labels.log, 0.0, rtol=0, atol=1e-8)
+    assert np.allclose(labels.table(), 0.0, rtol=0, atol=1e-8)
 
 
 def test_looking_again_changes_nothing() -> None:
     """An update with nothing new leaves every likelihood as it was, to the last digit."""
     evidence = sent_out([0.05, 0.08], 500)
     labels = labels_of(evidence)
-    before = labels.log.copy()
+    before = labels.table().copy()
     labels.update(evidence, evidence.responses)
-    assert (labels.log == before).all()
+    assert (labels.table() == before).all()
 
 
 def test_arms_are_treated_alike() -> None:
@@ -338,11 +339,72 @@ def test_arms_are_treated_alike() -> None:
 def test_the_hour_of_a_wave_is_no_evidence() -> None:
     """An arm that got more of a wave to which everybody answers more is no better for it; comparing the sums would say so."""
     evidence = sent_out([0.0, 0.0], 100, waves=2)
+    evidence.sent_at_s[:] = [0.0, 3600.0]
     evidence.sent[:] = [[9000, 1000], [1000, 9000]]
     evidence.responses[0, :, 20] = [900, 100]
     evidence.responses[1, :, 20] = [20, 180]
     assert evidence.responses.sum((0, 2))[0] > 3 * evidence.responses.sum((0, 2))[1]
     assert said_of(evidence).kind != "winner"
+
+
+# -- waves that are compared with each other -----------------------------------------------------------------------------
+
+
+def in_turn(rates, order: list[int], level=lambda part: 1.0, seed: int = 1) -> Evidence:
+    """Return what is known after 24 hours of waves over the first eight, each sent to one arm alone, at a level by part of the hours."""
+    random = random_of(36, seed)
+    evidence = sent_out(np.zeros(len(rates)), 500, waves=len(order), hours=24.0)
+    evidence.sent[:] = 0
+    evidence.sent_at_s[:] = np.linspace(0.0, 8.0, len(order)) * HOUR
+    for wave, arm in enumerate(order):
+        evidence.sent[wave, arm] = 500
+        delay = 3 * HOUR * np.exp(2.0 * random.standard_normal(random.binomial(500, rates[arm] * level(wave / len(order)))))
+        delay = delay[evidence.sent_at_s[wave] + delay <= evidence.now_s]
+        np.add.at(evidence.responses[wave, arm], np.searchsorted(DELAY_EDGES_S, delay, side="right"), 1)
+    return evidence
+
+
+def test_whole_waves_are_compared_with_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where arms take turns and share no wave, a plainly better one is named; the control, labels within waves alone, never can."""
+    evidence = in_turn([0.05, 0.10], [0, 1] * 32)
+    assert (said_of(evidence).kind, said_of(evidence).arms) == ("winner", (1,))
+    monkeypatch.setattr(claims, "_add_across", lambda *taken: None)
+    assert said_of(evidence).kind == "not_yet"
+
+
+def swung(seed: int) -> Evidence:
+    """Return equal arms of which one had the morning and one the evening, with levels that swing by half."""
+    return in_turn([0.05, 0.05], [0] * 24 + [0, 1] * 8 + [1] * 24, lambda part: 1 + 0.5 * math.sin(2 * math.pi * part), seed)
+
+
+def test_better_hours_make_no_winner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An arm sent in better hours is no better for it; the control, where levels are taken to stay, says that it is."""
+    assert sum(said_of(swung(n)).kind == "winner" for n in range(20)) <= 1
+    monkeypatch.setattr(claims, "LEVELS", claims.levels(np.array([[1.0, 0.01, 0.01]])))
+    assert sum(said_of(swung(n)).kind == "winner" for n in range(20)) >= 15
+
+
+def test_waves_on_their_way_are_not_compared() -> None:
+    """A wave of which most is still to go has few responses for what was planned; it is compared with others when it has gone."""
+    evidence = in_turn([0.10, 0.10], [0, 1] * 32)
+    evidence.responses[-1] //= 10
+    gone_s = evidence.sent_at_s.copy()
+    evidence.sent[-1] *= 10
+    assert said_of(evidence).arms == (0,)
+    gone_s[-1] = math.inf
+    labels, belief = Labels(2), believe(evidence, Prior())
+    labels.update(evidence, evidence.responses, gone_s)
+    assert judge(labels, belief, evidence, TOLD).kind != "winner"
+
+
+def test_days_are_compared_within_themselves() -> None:
+    """A campaign of a week is compared block by block, an arm that had the better days is no better, and the better of each day is."""
+    found = []
+    for rates in ([0.05, 0.05], [0.05, 0.10]):
+        evidence = in_turn(rates, [0, 1] * 32)
+        evidence.sent_at_s[:] = np.arange(64) * 2.5 * HOUR
+        found.append(said_of(msgspec.structs.replace(evidence, now_s=400 * HOUR, end_s=160 * HOUR)).arms)
+    assert found == [(), (1,)]
 
 
 def test_as_many_arms_as_there_may_be() -> None:

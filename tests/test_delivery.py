@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import ssl
 import subprocess
@@ -44,8 +45,11 @@ def settings_of(name: str, url: str) -> dict:
     }[name]
 
 
-def planned(count: int) -> list[Planned]:
-    return [Planned(recipient=f"p{n}@example.com", wave=1, variant=n % 2, propensity=0.5, intent=f"in-{n}") for n in range(count)]
+def planned(count: int, first: int = 0, wave: int = 1) -> list[Planned]:
+    return [
+        Planned(recipient=f"p{n}@example.com", wave=wave, variant=n % 2, propensity=0.5, intent=f"in-{n}")
+        for n in range(first, first + count)
+    ]  # fmt: skip
 
 
 def message(item: Planned) -> Message:
@@ -143,8 +147,21 @@ def test_totals_are_those_of_the_messages(outbox: Outbox) -> None:
             ]
         )(intents)
         counted = "SELECT campaign, wave, variant, state, count(*) FROM messages GROUP BY 1, 2, 3, 4"
-        assert set(outbox.db.execute("SELECT * FROM totals WHERE n > 0")) == set(outbox.db.execute(counted))
+        assert set(outbox.db.execute("SELECT campaign, wave, variant, state, n FROM totals WHERE n > 0")) == set(outbox.db.execute(counted))
     assert sum(outbox.counts(CAMPAIGN).values()) == 210 and min(outbox.counts(CAMPAIGN).values()) > 0
+
+
+def test_a_wave_has_gone_with_its_last_message(outbox: Outbox) -> None:
+    """A wave of which a message waits is on its way; what is refused or left out keeps none back; of none that went there is no time."""
+    outbox.put(CAMPAIGN, [*planned(2), *planned(2, first=2, wave=2)], NOW_US)
+    outbox.call(["in-0", "in-1", "in-2", "in-3"], NOW_US)
+    outbox.settle([Result(intent="in-0", state=UNKNOWN), Result(intent="in-2", state=REFUSED)], NOW_US + 1)
+    assert outbox.gone_us(CAMPAIGN, 3).tolist() == [math.inf] * 3
+    outbox.settle([Result(intent="in-1", state=PLANNED), Result(intent="in-3", state=REFUSED)], NOW_US + 2)
+    assert outbox.gone_us(CAMPAIGN, 3).tolist() == [math.inf] * 3
+    outbox.call(["in-1"], NOW_US + 3)
+    outbox.settle([Result(intent="in-1", state=SENT)], NOW_US + 4)
+    assert outbox.gone_us(CAMPAIGN, 3).tolist() == [NOW_US + 4, math.inf, math.inf]
 
 
 def test_what_was_put_off_waits(outbox: Outbox) -> None:

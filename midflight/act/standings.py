@@ -48,11 +48,13 @@ def prior_of(past: list[Standing]) -> Prior:
 
 
 class Observed(msgspec.Struct, kw_only=True):
-    """What a look rests on: the evidence, the same responses with those that machines may have made [W, K, J], and the waves."""
+    """What a look rests on: the evidence, the same responses with those that machines may have made [W, K, J], the waves, and when the last
+    message of each had gone, [W] in seconds since the start, infinity for a wave on its way."""
 
     evidence: Evidence
     everybody: np.ndarray
     given: list[Wave]
+    gone_s: np.ndarray
 
 
 class Watch:
@@ -67,8 +69,8 @@ class Watch:
         evidence = seen.evidence
         # Labels are compared with what was planned: the shares of what has gone by now change while a wave is on its way.
         given = msgspec.structs.replace(evidence, sent=planned_counts(seen, self.arms))
-        self.people.update(given, evidence.responses)
-        self.everybody.update(given, seen.everybody)
+        self.people.update(given, evidence.responses, seen.gone_s)
+        self.everybody.update(given, seen.everybody, seen.gone_s)
         belief = believe(evidence, prior)
         settings = now.definition.claims
         said = judge_all(self.people, self.everybody, belief, evidence, settings)

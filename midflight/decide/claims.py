@@ -13,6 +13,17 @@ the likelihood at that lambda integrated over the slopes that it is denied under
 so it exceeds 1 / alpha at any time at all with probability at most alpha (Ville), on average over the slopes denied. Those reach to 0.45:
 medians of the delays that differ by a factor of 6.
 
+Where a policy gives whole waves to one arm, labels within waves say little. So waves that are near in time are compared as well: once all
+responses of an age are due in a wave, a response of that age is from hour t and arm i with a probability in proportion to
+
+    (how many of arm i were sent in hour t)  *  r, for arm i  *  exp(level of hour t)
+
+and how many have that age is left open: the speed of people in general does not enter. Levels are integrated out over the ways they may
+go: hardly at all, like a random walk, or from hour to hour as they like, which leaves what is within an hour alone (an hour is a sixteenth
+of the campaign's time where that is less: within it the level is taken to stay). Where levels swing, the likelihood shows it, and what is
+far apart counts for little. The bound holds on average over those ways; simulated campaigns whose rates swing by half, under policies that
+follow them, are in the tests. Where all waves have the same shares it is the test within waves.
+
 A winner has to be ahead of every other arm with evidence 1 / alpha, and nothing is added for the number of arms: wrong is an arm that is
 ahead of all and not the best, and of three or more equal arms the first is less far ahead of the second than of two (Gutmann and Maymin
 1987 for one look; over all looks, the lead of the first of several Brownian motions is that of two, reflected at 0, less what the third
@@ -22,13 +33,13 @@ pushes the second up). Intervals for all pairs have to hold together and need (K
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numba
 import numpy as np
 
-from .delays import BUCKETS, LOG_AGE, log_mean_age, log_spread, published
+from .delays import AGES_S, BUCKETS, LOG_AGE, log_mean_age, log_spread, published
 from .evidence import Belief, Evidence
 
 arms_max = 100
@@ -49,6 +60,14 @@ _DENIED = denied_alike * _EVEN + (1 - denied_alike) / BETA1.size
 _SOUGHT = sought_alike * _EVEN + (1 - sought_alike) / BETA1.size
 _WEIGHT = np.exp(-0.5 * (LAMBDA / ratio_deviation) ** 2)
 _WEIGHT /= _WEIGHT.sum()
+
+# Waves are compared with each other within blocks of so many parts of the campaign's hours, each at most an hour long.
+block_hours = 16
+pairs_full = 6  # with more arms only the leader is compared across waves
+turns_max = 12  # of Newton's method
+gain_min = 0.02  # of a turn, in the logarithm of the likelihood
+# How the level may go: hardly, like a random walk, or any way. Columns: share, deviation of the logarithm over a block, and of each hour.
+GOINGS = np.array([[0.4, 0.1, 0.02], [0.5, 1.0, 0.05], [0.1, 0.7, 1.0]])
 
 
 class ClaimSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +92,8 @@ class Claim(msgspec.Struct, kw_only=True):
 
 
 class Labels:
-    """The likelihoods of all pairs of arms over a grid of ratios; takes in responses as they come and needs them once."""
+    """The likelihoods of all pairs of arms over a grid of ratios. ``log`` has the labels of responses within their waves, which are taken
+    in as they come; those of responses that are compared across waves are added up when they are asked for."""
 
     def __init__(self, arms: int) -> None:
         assert 1 <= arms <= arms_max
@@ -81,16 +101,45 @@ class Labels:
         self.log = np.zeros((arms, arms, BETA0.size, BETA1.size))  # [i, j] for i < j alone
         self.counted = np.zeros((0, arms, BUCKETS), np.int64)
         self.sent = np.zeros(arms, np.int64)
+        # By block, arm and bucket: what came, and what was sent long enough ago that all of the bucket has come.
+        self.came, self.due = (np.zeros((0, block_hours, arms, BUCKETS)) for _ in range(2))
+        self._table: np.ndarray | None = None
 
-    def update(self, evidence: Evidence, responses: np.ndarray) -> None:
-        """Take in what is new in ``responses`` [W, K, J]; less than before (a verdict that changed) is taken out again."""
+    def update(self, evidence: Evidence, responses: np.ndarray, gone_s: np.ndarray | None = None) -> None:
+        """Take in what is new in ``responses`` [W, K, J]; less than before (a verdict that changed) is taken out again.
+
+        ``gone_s`` [W] is when the last message of each wave had gone, infinity for waves on their way; without it waves go all at once.
+        """
         waves = responses.shape[0]
         if self.counted.shape[0] < waves:
             grown = np.zeros((max(waves, 2 * self.counted.shape[0]), self.arms, BUCKETS), np.int64)
             grown[: self.counted.shape[0]] = self.counted
             self.counted = grown
+        sent = evidence.sent[:waves]
         self.sent = evidence.sent.sum(0)
-        _take_in(self.log, self.counted, evidence.sent, responses)
+        hour_s = max(1.0, min(evidence.end_s / block_hours, 3600.0))
+        gone_s = evidence.sent_at_s if gone_s is None else gone_s
+        over = (evidence.now_s - gone_s)[:waves, None] >= AGES_S[None, 1:]
+        over[:, :bucket_min] = False
+        # A wave that took long belongs to the hour of its middle; of one that is on its way nothing is compared yet.
+        middle_s = (evidence.sent_at_s + np.minimum(gone_s, evidence.now_s))[:waves] / 2
+        hour = np.maximum(middle_s / hour_s, 0.0).astype(np.int64)
+        # Blocks without a wave take no room, however long a campaign rests.
+        used, block = np.unique(hour // block_hours, return_inverse=True)
+        self.came, self.due = (np.zeros((used.size, block_hours, self.arms, BUCKETS)) for _ in range(2))
+        _pool(self.came, self.due, block, hour % block_hours, over, sent, responses)
+        _take_in(self.log, self.counted, sent, np.where(over[:, None, :], 0, responses))
+        self._table = None
+
+    def table(self) -> np.ndarray:
+        """Return the log likelihood of each pair over ratios and slopes, [K, K, BETA0, BETA1]; those of i < j alone."""
+        if self._table is None:
+            self._table = self.log.copy()
+            lead = int((self.came.sum((0, 1, 3)) / np.maximum(self.due.sum((0, 1, 3)), 1)).argmax())
+            few = self.arms <= pairs_full
+            for block in range(self.came.shape[0]):
+                _add_across(self._table, self.came[block], self.due[block], lead, few, LEVELS)
+        return self._table
 
 
 _LOG_RATIO = BETA0[None, :, None] + BETA1[None, None, :] * (LOG_AGE[:, None, None] - CENTRE)
@@ -122,6 +171,180 @@ def _take_in(log, counted, sent, responses):
                                 )
             for k in range(arms):
                 counted[w, k, j] = responses[w, k, j]
+
+
+def _nodes(grid: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return Chebyshev's points over a grid, and the weights [grid, count] that make values at the grid of values at the points."""
+    at = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    basis = np.polynomial.chebyshev.chebvander(grid / grid[-1], count - 1)
+    return grid[-1] * at, basis @ np.linalg.inv(np.polynomial.chebyshev.chebvander(at, count - 1))
+
+
+_NODE0, _FROM0 = _nodes(BETA0, 9)
+_NODE1, _FROM1 = _nodes(BETA1, 5)
+_LOG_RATIO_AT = _NODE0[None, :, None] + _NODE1[None, None, :] * (LOG_AGE[:, None, None] - CENTRE)
+
+
+class Levels(NamedTuple):
+    """What is believed of the levels of a block's hours: the ways they may go, S of them."""
+
+    log_share: np.ndarray  # [S]
+    precision: np.ndarray  # [S, hours, hours]
+    log_determinant: np.ndarray  # [S], of the precision
+
+
+def levels(goings: np.ndarray) -> Levels:
+    """Return normal levels that are a random walk plus what is each hour's own; ``goings`` [S, 3] as in GOINGS."""
+    time = (np.arange(block_hours) + 0.5) / block_hours
+    covariance = [walk**2 * np.minimum.outer(time, time) + own**2 * np.eye(block_hours) for _, walk, own in goings]
+    precision = np.linalg.inv(np.array(covariance))
+    return Levels(np.log(goings[:, 0]), precision, np.linalg.slogdet(precision)[1])
+
+
+LEVELS = levels(GOINGS)
+
+
+@numba.njit(cache=True)
+def _pool(came, due, block, hour, over, sent, responses):
+    waves, arms, buckets = responses.shape
+    for w in range(waves):
+        for k in range(arms):
+            if sent[w, k] == 0:
+                continue
+            for j in range(buckets):
+                if over[w, j]:
+                    came[block[w], hour[w], k, j] += responses[w, k, j]
+                    due[block[w], hour[w], k, j] += sent[w, k]
+
+
+@numba.njit(cache=True)
+def _add_across(table, came, due, lead, few, levels):
+    """Add the log likelihoods of one block's labels and hours, for all pairs if they are few, else for those of the leader."""
+    arms = came.shape[1]
+    at = np.empty((levels.log_share.size, _NODE0.size, _NODE1.size))
+    for a in range(arms):
+        for b in range(a + 1, arms):
+            if few or a == lead or b == lead:
+                if not _across(came[:, a], came[:, b], due[:, a], due[:, b], levels, at):
+                    continue
+                _add_mixed(table[a, b], at)
+
+
+@numba.njit(cache=True)
+def _add_mixed(table, at):
+    """Add to a pair's table what its nodes say, the ways that levels may go mixed."""
+    half = np.zeros((at.shape[0], BETA0.size, _NODE1.size))
+    each = np.empty(at.shape[0])
+    for s in range(at.shape[0]):
+        for g in range(BETA0.size):
+            for n in range(_NODE0.size):
+                for m in range(_NODE1.size):
+                    half[s, g, m] += _FROM0[g, n] * at[s, n, m]
+    for g in range(BETA0.size):
+        for h in range(BETA1.size):
+            for s in range(at.shape[0]):
+                each[s] = 0.0
+                for m in range(_NODE1.size):
+                    each[s] += half[s, g, m] * _FROM1[h, m]
+            most = each.max()
+            table[g, h] += most + math.log(np.exp(each - most).sum())
+
+
+@numba.njit(cache=True)
+def _across(came_a, came_b, due_a, due_b, levels, at):
+    """Write log likelihoods of a pair's responses over ratios and slopes, ``at`` [S, nodes, nodes], if there are any responses.
+
+    A response of an age is from hour t and arm a with a probability in proportion to r due_a[t] exp(level[t]), of arm b without r.
+    The levels are integrated out under each way they may go (Laplace).
+    """
+    came = (came_a + came_b).sum(0)
+    used = np.flatnonzero(came > 0)
+    if used.size == 0:
+        return False
+    hours = came_a.shape[0]
+    at_hour, from_a = (came_a + came_b).sum(1), came_a.sum(0)
+    came, weight = came[used], np.empty((used.size, hours))
+    for s in range(at.shape[0]):
+        level = np.zeros(hours)
+        for g in range(_NODE0.size):
+            for turn in range(_NODE1.size):
+                # There and back, so that the levels found before are near.
+                h = turn if g % 2 == 0 else _NODE1.size - 1 - turn
+                at[s, g, h] = levels.log_share[s]
+                for n in range(used.size):
+                    j = used[n]
+                    ratio = math.exp(_LOG_RATIO_AT[j, g, h])
+                    at[s, g, h] += from_a[j] * _LOG_RATIO_AT[j, g, h]
+                    for t in range(hours):
+                        weight[n, t] = due_a[t, j] * ratio + due_b[t, j]
+                at[s, g, h] += _integrated_levels(at_hour, came, weight, levels.precision[s], levels.log_determinant[s], level)
+    return True
+
+
+@numba.njit(cache=True)
+def _integrated_levels(at_hour, came, weight, precision, log_precision, level):
+    """Return the log likelihood of the hours [T] of responses of each age, ``came`` [N], with the levels integrated out; ``level`` is where
+    the search for the likeliest begins, and is left there."""
+    hours = at_hour.size
+    part, pull, step, hessian = np.empty(hours), np.empty(hours), np.empty(hours), np.empty((hours, hours))
+    value = 0.0
+    for _ in range(turns_max):
+        for t in range(hours):
+            pull[t] = 0.0
+            for u in range(hours):
+                pull[t] += precision[t, u] * level[u]
+            step[t] = at_hour[t] - pull[t]
+        value = ((at_hour - 0.5 * pull) * level).sum()
+        hessian[:] = precision
+        for n in range(came.size):
+            total = 0.0
+            for t in range(hours):
+                part[t] = weight[n, t] * math.exp(level[t])
+                total += part[t]
+            value -= came[n] * math.log(total)
+            for t in range(hours):
+                part[t] /= total
+                expected = came[n] * part[t]
+                if expected > 0:
+                    step[t] -= expected
+                    hessian[t, t] += expected
+                    for u in range(t + 1):
+                        hessian[t, u] -= expected * part[u]
+        log_determinant, gain = _solved(hessian, step)
+        # Where the search ends, the rest of the way is a parabola's.
+        value += 0.5 * (gain + log_precision - log_determinant)
+        if gain < gain_min:
+            break
+        for t in range(hours):
+            level[t] += min(max(step[t], -1.0), 1.0)
+    return value
+
+
+@numba.njit(cache=True)
+def _solved(matrix, vector):
+    """Solve a positive definite system, given by its lower half, in place (Cholesky); return the logarithm of its determinant and the
+    product of the vector with the solution."""
+    size = vector.size
+    log_determinant = 0.0
+    gain = 0.0
+    for m in range(size):
+        for n in range(m + 1):
+            rest = matrix[m, n]
+            for o in range(n):
+                rest -= matrix[m, o] * matrix[n, o]
+            matrix[m, n] = math.sqrt(max(rest, 1e-12)) if n == m else rest / matrix[n, n]
+        log_determinant += 2.0 * math.log(matrix[m, m])
+        rest = vector[m]
+        for n in range(m):
+            rest -= matrix[m, n] * vector[n]
+        vector[m] = rest / matrix[m, m]
+        gain += vector[m] ** 2
+    for m in range(size - 1, -1, -1):
+        rest = vector[m]
+        for n in range(m + 1, size):
+            rest -= matrix[n, m] * vector[n]
+        vector[m] = rest / matrix[m, m]
+    return log_determinant, gain
 
 
 @numba.njit(cache=True)
@@ -217,7 +440,7 @@ def compare(labels: Labels, curve: np.ndarray, alpha: float, *, speeds: bool = T
     sought, denied = (_SOUGHT, _DENIED) if speeds else (_EVEN, _EVEN)
     curve = without_machines(curve)
     _compare(
-        labels.log, labels.sent, log_mean_age(curve) - CENTRE, log_spread(curve), sought, denied, _WEIGHT, needed,
+        labels.table(), labels.sent, log_mean_age(curve) - CENTRE, log_spread(curve), sought, denied, _WEIGHT, needed,
         low, high, best, ahead, gain,
     )  # fmt: skip
     return Pairs(low=low, high=high, best=best, ahead=ahead, log_gain=gain, needed=needed, enough=math.log(1 / alpha))

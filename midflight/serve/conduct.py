@@ -334,10 +334,16 @@ class Conductor:
             sent = np.array([[advised.get((wave.wave, name), 0) for name in names] for wave in given]).reshape(len(given), len(names))
             expected = now.definition.audience.expected or expected_default
             now = msgspec.structs.replace(now, people=max(expected, int(sent.sum()) + 1), taken=int(sent.sum()))
+            # Others are told by a wave's shares until there is a next one.
+            gone_us = np.array([*(wave.at_us for wave in given[1:]), np.inf][: len(given)])
         else:
             sent = self.outbox.sent(now.id, len(given), len(names))
+            gone_us = self.outbox.gone_us(now.id, len(given))
         people = found.people if given else np.zeros((0, len(names), BUCKETS), np.int64)
-        return Observed(evidence=evidence_of(now, given, people, sent, now_us), everybody=found.everybody, given=given)
+        return Observed(
+            evidence=evidence_of(now, given, people, sent, now_us), everybody=found.everybody, given=given,
+            gone_s=(gone_us - now.started_us) * now.speed / 1e6,
+        )  # fmt: skip
 
     def _note_changes(self, now: Running, before: Standing | None, standing: Standing, now_us: int) -> None:
         """Write into the ledger what can be said now and could not before, or the other way."""
