@@ -45,16 +45,18 @@ CREATE INDEX IF NOT EXISTS waiting_at ON messages (campaign, provider, not_befor
 CREATE INDEX IF NOT EXISTS open_calls ON messages (campaign) WHERE state = 1;
 CREATE INDEX IF NOT EXISTS unsettled ON messages (called_at) WHERE state = 4;
 CREATE INDEX IF NOT EXISTS by_recipient ON messages (recipient, changed_at_us);
--- How many messages of a wave and variant are in each state: it is asked every second, of lists of millions. last_us: when the last came to it.
-CREATE TABLE IF NOT EXISTS totals (campaign INTEGER, wave INTEGER, variant INTEGER, state INTEGER, n INTEGER NOT NULL, last_us INTEGER NOT NULL,
-    PRIMARY KEY (campaign, wave, variant, state)) WITHOUT ROWID;
+-- How many messages of a wave and variant are in each state, asked for every second, of lists of millions; and when the last came to it.
+CREATE TABLE IF NOT EXISTS totals (campaign INTEGER, wave INTEGER, variant INTEGER, state INTEGER, n INTEGER NOT NULL,
+    last_us INTEGER NOT NULL, PRIMARY KEY (campaign, wave, variant, state)) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS counted AFTER INSERT ON messages BEGIN
     INSERT OR IGNORE INTO totals VALUES (new.campaign, new.wave, new.variant, new.state, 0, 0);
-    UPDATE totals SET n = n + 1, last_us = max(last_us, new.changed_at_us) WHERE campaign = new.campaign AND wave = new.wave AND variant = new.variant AND state = new.state;
+    UPDATE totals SET n = n + 1, last_us = max(last_us, new.changed_at_us)
+        WHERE campaign = new.campaign AND wave = new.wave AND variant = new.variant AND state = new.state;
 END;
 CREATE TRIGGER IF NOT EXISTS recounted AFTER UPDATE OF state ON messages WHEN old.state <> new.state BEGIN
     INSERT OR IGNORE INTO totals VALUES (new.campaign, new.wave, new.variant, new.state, 0, 0);
-    UPDATE totals SET n = n + 1, last_us = max(last_us, new.changed_at_us) WHERE campaign = new.campaign AND wave = new.wave AND variant = new.variant AND state = new.state;
+    UPDATE totals SET n = n + 1, last_us = max(last_us, new.changed_at_us)
+        WHERE campaign = new.campaign AND wave = new.wave AND variant = new.variant AND state = new.state;
     UPDATE totals SET n = n - 1 WHERE campaign = old.campaign AND wave = old.wave AND variant = old.variant AND state = old.state;
 END;
 """

@@ -63,9 +63,17 @@ _WEIGHT /= _WEIGHT.sum()
 
 # Waves are compared with each other within blocks of so many parts of the campaign's hours, each at most an hour long.
 block_hours = 16
-pairs_full = 6  # with more arms only the leader is compared across waves
+across_per_hour = 1  # so often what has come is compared across waves
+pairs_full = 3  # with more arms only the leader is compared across waves
 turns_max = 12  # of Newton's method
 gain_min = 0.02  # of a turn, in the logarithm of the likelihood
+# Ages are compared across waves in groups of two or three buckets, by a factor of about 2 each.
+GROUP = np.maximum(-1, np.append((np.arange(BUCKETS - 1) - bucket_min - 1) // 2, (BUCKETS - 2 - bucket_min - 1) // 2))
+GROUP[:bucket_min] = -1
+GROUP[bucket_min] = 0
+GROUPS = int(GROUP[-1]) + 1
+_GROUP_END_S = np.array([AGES_S[1 + np.flatnonzero(group == GROUP)[-1]] for group in range(GROUPS)])
+_GROUP_LOG_AGE = np.array([LOG_AGE[group == GROUP].mean() for group in range(GROUPS)])
 # How the level may go: hardly, like a random walk, or any way. Columns: share, deviation of the logarithm over a block, and of each hour.
 GOINGS = np.array([[0.4, 0.1, 0.02], [0.5, 1.0, 0.05], [0.1, 0.7, 1.0]])
 
@@ -101,9 +109,9 @@ class Labels:
         self.log = np.zeros((arms, arms, BETA0.size, BETA1.size))  # [i, j] for i < j alone
         self.counted = np.zeros((0, arms, BUCKETS), np.int64)
         self.sent = np.zeros(arms, np.int64)
-        # By block, arm and bucket: what came, and what was sent long enough ago that all of the bucket has come.
-        self.came, self.due = (np.zeros((0, block_hours, arms, BUCKETS)) for _ in range(2))
-        self._table: np.ndarray | None = None
+        # By block, hour, arm and group of ages: what came, and what was sent long enough ago that all of the group has come.
+        self.came, self.due = (np.zeros((0, block_hours, arms, GROUPS)) for _ in range(2))
+        self._across: np.ndarray | None = None  # what they say; None where it has to be added up anew
 
     def update(self, evidence: Evidence, responses: np.ndarray, gone_s: np.ndarray | None = None) -> None:
         """Take in what is new in ``responses`` [W, K, J]; less than before (a verdict that changed) is taken out again.
@@ -119,27 +127,29 @@ class Labels:
         self.sent = evidence.sent.sum(0)
         hour_s = max(1.0, min(evidence.end_s / block_hours, 3600.0))
         gone_s = evidence.sent_at_s if gone_s is None else gone_s
-        over = (evidence.now_s - gone_s)[:waves, None] >= AGES_S[None, 1:]
-        over[:, :bucket_min] = False
+        # From time to time is enough, and what a wave's labels say counts meanwhile.
+        then_s = math.floor(evidence.now_s * across_per_hour / hour_s) * hour_s / across_per_hour
+        over = (then_s - gone_s)[:waves, None] >= _GROUP_END_S
         # A wave that took long belongs to the hour of its middle; of one that is on its way nothing is compared yet.
         middle_s = (evidence.sent_at_s + np.minimum(gone_s, evidence.now_s))[:waves] / 2
         hour = np.maximum(middle_s / hour_s, 0.0).astype(np.int64)
         # Blocks without a wave take no room, however long a campaign rests.
         used, block = np.unique(hour // block_hours, return_inverse=True)
-        self.came, self.due = (np.zeros((used.size, block_hours, self.arms, BUCKETS)) for _ in range(2))
-        _pool(self.came, self.due, block, hour % block_hours, over, sent, responses)
-        _take_in(self.log, self.counted, sent, np.where(over[:, None, :], 0, responses))
-        self._table = None
+        came, due = (np.zeros((used.size, block_hours, self.arms, GROUPS)) for _ in range(2))
+        _pool(came, due, block, hour % block_hours, over, sent, responses)
+        if not (np.array_equal(came, self.came) and np.array_equal(due, self.due)):
+            self.came, self.due, self._across = came, due, None
+        _take_in(self.log, self.counted, sent, np.where((over[:, GROUP] & (GROUP >= 0))[:, None, :], 0, responses))
 
     def table(self) -> np.ndarray:
         """Return the log likelihood of each pair over ratios and slopes, [K, K, BETA0, BETA1]; those of i < j alone."""
-        if self._table is None:
-            self._table = self.log.copy()
+        if self._across is None:
+            self._across = np.zeros_like(self.log)
             lead = int((self.came.sum((0, 1, 3)) / np.maximum(self.due.sum((0, 1, 3)), 1)).argmax())
             few = self.arms <= pairs_full
             for block in range(self.came.shape[0]):
-                _add_across(self._table, self.came[block], self.due[block], lead, few, LEVELS)
-        return self._table
+                _add_across(self._across, self.came[block], self.due[block], lead, few, LEVELS)
+        return self.log + self._across
 
 
 _LOG_RATIO = BETA0[None, :, None] + BETA1[None, None, :] * (LOG_AGE[:, None, None] - CENTRE)
@@ -182,7 +192,7 @@ def _nodes(grid: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 _NODE0, _FROM0 = _nodes(BETA0, 9)
 _NODE1, _FROM1 = _nodes(BETA1, 5)
-_LOG_RATIO_AT = _NODE0[None, :, None] + _NODE1[None, None, :] * (LOG_AGE[:, None, None] - CENTRE)
+_LOG_RATIO_AT = _NODE0[None, :, None] + _NODE1[None, None, :] * (_GROUP_LOG_AGE[:, None, None] - CENTRE)
 
 
 class Levels(NamedTuple):
@@ -211,10 +221,12 @@ def _pool(came, due, block, hour, over, sent, responses):
         for k in range(arms):
             if sent[w, k] == 0:
                 continue
-            for j in range(buckets):
-                if over[w, j]:
-                    came[block[w], hour[w], k, j] += responses[w, k, j]
-                    due[block[w], hour[w], k, j] += sent[w, k]
+            for g in range(GROUPS):
+                if over[w, g]:
+                    due[block[w], hour[w], k, g] += sent[w, k]
+            for j in range(bucket_min, buckets):
+                if over[w, GROUP[j]]:
+                    came[block[w], hour[w], k, GROUP[j]] += responses[w, k, j]
 
 
 @numba.njit(cache=True)
@@ -286,7 +298,7 @@ def _integrated_levels(at_hour, came, weight, precision, log_precision, level):
     """Return the log likelihood of the hours [T] of responses of each age, ``came`` [N], with the levels integrated out; ``level`` is where
     the search for the likeliest begins, and is left there."""
     hours = at_hour.size
-    part, pull, step, hessian = np.empty(hours), np.empty(hours), np.empty(hours), np.empty((hours, hours))
+    part, pull, step, height, hessian = np.empty(hours), np.empty(hours), np.empty(hours), np.empty(hours), np.empty((hours, hours))
     value = 0.0
     for _ in range(turns_max):
         for t in range(hours):
@@ -294,12 +306,13 @@ def _integrated_levels(at_hour, came, weight, precision, log_precision, level):
             for u in range(hours):
                 pull[t] += precision[t, u] * level[u]
             step[t] = at_hour[t] - pull[t]
+            height[t] = math.exp(level[t])
         value = ((at_hour - 0.5 * pull) * level).sum()
         hessian[:] = precision
         for n in range(came.size):
             total = 0.0
             for t in range(hours):
-                part[t] = weight[n, t] * math.exp(level[t])
+                part[t] = weight[n, t] * height[t]
                 total += part[t]
             value -= came[n] * math.log(total)
             for t in range(hours):
@@ -466,8 +479,12 @@ def explain(said: Claim, labels: Labels, belief: Belief, evidence: Evidence, set
 
 def _said(pairs: Pairs, live: np.ndarray, tolerance: float) -> Claim:
     low, ahead = (table[np.ix_(live, live)].copy() for table in (pairs.low, pairs.ahead))
-    np.fill_diagonal(low, np.inf)
+    np.fill_diagonal(low, 0.0)
     np.fill_diagonal(ahead, np.inf)
+    # All hold together, so what two pairs say of a third holds as well: few pairs but the leader's are compared across waves.
+    through = int(low.min(1).argmax())
+    low = np.maximum(low, low[:, through, None] + low[None, through, :])
+    np.fill_diagonal(low, np.inf)
     least, lead = low.min(1), ahead.min(1)
     evidence = math.exp(min(500.0, max(0.0, lead.max())))
     bound = math.log(1 - tolerance)
