@@ -67,6 +67,7 @@ class Life:
                 # The first record is what an engine knows the time by.
                 assert self.door.post("/in/open", BODY).status == 200
                 until(lambda: self.door.door.advisor.head_at_start >= 0)
+                self.fold()  # on a new machine it compiles first
                 until(self.ready)
             yield self.door
 
