@@ -151,8 +151,10 @@ def in_words(claim: Claim, now: Running, split: Split) -> Said:
         text = f"No variant is more than {within} better than another by {what}."
     else:
         text = f"Not yet known which is best by {what}. {_WAITS.get(claim.waits_for, _WAITS['responses'])}"
-        if more:
+        if more and now.left:
             text += f" About {_round(more):,} more sends would tell, if the difference is what it seems."
+        elif not now.left and claim.waits_for == "responses":
+            text += f" Everybody has been sent to; {what} that still come may tell."
     if now.definition.goal == "revenue" and claim.kind in ("winner", "within"):
         text += " This is about how many buy; how much each spends is not tested."
     return Said(
