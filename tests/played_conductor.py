@@ -52,7 +52,8 @@ class Played:
         except MidflightError as wrong:
             error = msgspec.json.encode(wrong.as_dict()["error"]).decode()
         self.orders.append(order)
-        self.campaigns.order_done(position, order.id, error, self.now_us)
+        self.campaigns.order_done(order.id, error, self.now_us)
+        self.campaigns.orders_up_to(position)
 
     def do(self, order: Order) -> None:
         if isinstance(order, Add):

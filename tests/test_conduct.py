@@ -392,6 +392,25 @@ def test_variants_are_pinned_dropped_and_added(site: Site) -> None:
     assert {message.variant for message in site.got("arms")} == {"B", "C"}
 
 
+def test_a_long_list_holds_up_its_own_campaign_alone(site: Site) -> None:
+    """While a list of 200,000 is read another campaign is paused; what is asked of the long one is done after it; a conductor that is
+    stopped within it reads it again."""
+    site.begin("short", people("short", 400), channel="slow")
+    listed = "".join(["email,name\n", *(f"r{n}@long.example,N\n" for n in range(200_000))]).encode()
+    add = Add(id="long", campaign="long", who="ada", definition=definition("long"), audience=site.keep(listed))
+    moves = [Move(id=f"move {name}", campaign=name, who="ada", to=to) for name, to in (("long", "stopped"), ("short", "paused"))]
+    append(site.system.config, [record_of(order) for order in (add, *moves, add)])
+    assert site.end_of("move short") == {} and site.state("short") == "paused"
+    assert site.asked(lambda campaigns: campaigns.order_end("long")) is None
+    assert site.system.stop("conductor") == 0
+    assert site.asked(lambda campaigns: campaigns.order_end("long")) is None
+    again(site)
+    assert site.end_of("long") == {} and site.end_of("move long") == {}
+    found = site.asked(lambda campaigns: (campaigns.named("long"), campaigns.db.execute("SELECT count(*) FROM people").get))
+    assert (found[0].state, found[0].people) == ("stopped", 200_000) and found[1] >= 200_000
+    assert site.move("short", "stopped") == {}
+
+
 def test_an_order_that_comes_twice_is_done_once(site: Site) -> None:
     """A record that was appended again, because nobody heard that it was taken, changes nothing and keeps its first end."""
     assert site.add("twice", people("twice", 3)) == {}

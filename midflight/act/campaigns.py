@@ -327,13 +327,16 @@ class Campaigns:
     # -- orders --------------------------------------------------------------------------------------------------------------
 
     def orders_position(self) -> int:
-        """Return the log position of the last order that was done; -1 before the first."""
+        """Return the log position up to which all orders are done; -1 before the first."""
         found = self.db.execute("SELECT value FROM meta WHERE key = 'orders'").fetchone()
         return -1 if found is None else found[0]
 
-    def order_done(self, position: int, id: str, error: str, now_us: int) -> None:
-        """Note, with what an order did and in the same transaction, that it is done, or why it could not be."""
+    def orders_up_to(self, position: int) -> None:
+        """Note that no order up to a log position has to be looked at again."""
         self.db.execute("INSERT OR REPLACE INTO meta VALUES ('orders', ?)", (position,))
+
+    def order_done(self, id: str, error: str, now_us: int) -> None:
+        """Note, with what an order did and in the same transaction, that it is done, or why it could not be."""
         self.db.execute("INSERT OR REPLACE INTO orders VALUES (?, ?, ?)", (id, now_us, error))
         self.db.execute("DELETE FROM orders WHERE at_us < ?", (now_us - orders_kept_us,))
 

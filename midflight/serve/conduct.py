@@ -156,6 +156,7 @@ class Conductor:
                 group.create_task(self._again_and_again(self.obeying.obey, orders_s, stop))
                 group.create_task(self._again_and_again(self.step, tick_s, stop))
         finally:
+            await self.obeying.close()
             await self.sender.close(stop_s)
             await self.stops.close()
 

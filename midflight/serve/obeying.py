@@ -1,10 +1,11 @@
-"""Does what people ask of campaigns: each order once, in the log's order, with a word under its id of what became of it."""
+"""Does what people ask of campaigns: each order once, each campaign's in the log's order, with a word under its id of what became of it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import msgspec
@@ -39,36 +40,71 @@ class Obeying:
     ) -> None:  # fmt: skip
         self.config, self.campaigns, self.numbers, self.sender = config, campaigns, numbers, sender
         self.guarding, self.ready, self.base_url, self.clock = guarding, ready, base_url, clock
+        self.loading: asyncio.Task | None = None  # reads the list of a draft
 
     async def obey(self) -> None:
-        """Do what was asked since the last one that was done, in order."""
+        """Do what was asked since the last one that was done, each campaign's in order: while one's list is read, others need not wait."""
+        if self.loading and self.loading.done():
+            ended, self.loading = self.loading, None
+            ended.result()
+        waiting: set[str] = set()
         for position, _, body in self.numbers.orders(self.campaigns.orders_position()):
-            try:
-                order = order_of(body)
-            except BadOrder as error:
+            if self._obeyed(position, body, waiting) and not waiting:
+                self.campaigns.orders_up_to(position)
+
+    def _obeyed(self, position: int, body: bytes, waiting: set[str]) -> bool:
+        """Do an order, or let it wait with all later ones of its campaign, and return whether it is done."""
+        try:
+            order = order_of(body)
+        except BadOrder as error:
+            if self.campaigns.order_end(f"position-{position}") is None:
                 logger.error("record %d is no order and is left out: %s", position, error.text())
-                self.campaigns.order_done(position, f"position-{position}", error_json(error), self.clock.now_us())
-                continue
-            ended = self.campaigns.order_end(order.id)
-            if ended is not None:
-                # Whoever gave it did not hear that it was taken, and gave it again.
-                self.campaigns.order_done(position, order.id, ended, self.clock.now_us())
-                continue
-            try:
-                loaded = await self._load(order) if isinstance(order, Add) else None
-                with self.campaigns.db:
-                    if loaded is not None:
-                        self.campaigns.drafted(*loaded, order.who, self.clock.now_us())
-                    else:
-                        self._do(order)
-                    self.campaigns.order_done(position, order.id, "", self.clock.now_us())
-            except MidflightError as error:
-                self.campaigns.order_done(position, order.id, error_json(error), self.clock.now_us())
-            except MISTAKES as error:
-                # One order must not keep all campaigns from being sent: it would be met again after each start.
-                logger.exception("record %d, an order, cannot be done", position)
-                said = MidflightError("The order could not be done: a mistake of ours", got=f"{type(error).__name__}: {error}")
-                self.campaigns.order_done(position, order.id, error_json(said), self.clock.now_us())
+                self.campaigns.order_done(f"position-{position}", error_json(error), self.clock.now_us())
+            return True
+        if self.campaigns.order_end(order.id) is not None:
+            # It was done before a death, or beside a list; or whoever gave it did not hear that it was taken, and gave it again.
+            return True
+        if isinstance(order, Add) or order.campaign in waiting:
+            waiting.add(order.campaign)
+            if isinstance(order, Add) and self.loading is None:
+                self.loading = asyncio.create_task(self._add(position, order))
+            return False
+        with self._ending(position, order):
+            self._do(order)
+        return True
+
+    @contextmanager
+    def _ending(self, position: int, order: AnyOrder) -> Iterator[None]:
+        """Note what became of an order, in one transaction with what it does."""
+        try:
+            with self.campaigns.db:
+                yield
+                self.campaigns.order_done(order.id, "", self.clock.now_us())
+        except MidflightError as error:
+            self.campaigns.order_done(order.id, error_json(error), self.clock.now_us())
+        except MISTAKES as error:
+            # One order must not keep all campaigns from being sent: it would be met again after each start.
+            logger.exception("record %d, an order, cannot be done", position)
+            said = MidflightError("The order could not be done: a mistake of ours", got=f"{type(error).__name__}: {error}")
+            self.campaigns.order_done(order.id, error_json(said), self.clock.now_us())
+
+    async def _add(self, position: int, order: Add) -> None:
+        """Put down a draft, beside everything else."""
+        loaded, failed = None, None
+        try:
+            loaded = await self._load(order)
+        except (MidflightError, *MISTAKES) as error:
+            failed = error
+        with self._ending(position, order):
+            if failed:
+                raise failed
+            self.campaigns.drafted(*loaded, order.who, self.clock.now_us())
+
+    async def close(self) -> None:
+        """Give up a list that is being read; after the next start it is read again."""
+        if self.loading:
+            self.loading.cancel()
+            await asyncio.wait([self.loading])
 
     async def _load(self, order: Add) -> tuple[int, int, int]:
         """Put down a draft's definition and people, a part at a time beside the sending; return id, people and held out."""
