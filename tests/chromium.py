@@ -42,6 +42,11 @@ class LoggedIn:
         return page
 
 
+def has_focus(page: Page, id: str) -> None:
+    """Wait until an element has the focus: a browser gives it some time after the page is there."""
+    page.wait_for_function("id => document.activeElement.id === id", arg=id)
+
+
 def launched() -> Iterator[Browser]:
     """Yield a browser, Debian's or the user's where there is one."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,7 +10,7 @@ from pathlib import Path
 import apsw
 import httpx
 import pytest
-from chromium import LoggedIn
+from chromium import LoggedIn, has_focus
 from playwright.sync_api import Browser, Page
 from sample_store import PAYLOADS, PLANS_OF_CAMPAIGNS, Stopped, fill, sample_config, serving
 
@@ -483,7 +483,7 @@ def test_the_keyboard_reaches_everything(console: Console) -> None:
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline != "none"
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "main"
+    has_focus(page, "main")
     for keys, path in (("gc", "/campaigns"), ("gs", "/sources"), ("ge", "/people"), ("gp", "/")):
         with page.expect_navigation():
             for key in keys:

@@ -24,7 +24,7 @@ by_max = 5
 values_max = 24  # of one attribute that are told apart; rarer ones, and what comes later, count as one
 floor = 0.02  # least chance of an option in any group
 other = "…"
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _USE = re.compile(r"\{\{-?\s*slots\.([A-Za-z0-9_]+)\s*-?\}\}")
 
 
@@ -55,7 +55,7 @@ def check_slots(slots: dict[str, Slot]) -> None:
         raise BadSlot("Too many slots", expected=f"at most {slots_max}", got=len(slots), where="$.slots")
     for name, slot in slots.items():
         where = f"$.slots.{name[:60]}"
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise BadSlot("A slot's name", expected="small letters, digits and _", got=repr(name[:60]), where="$.slots")
         if not 2 <= len(slot.options) <= options_max:
             raise BadSlot("Options of a slot", expected=f"2 to {options_max}", got=len(slot.options), where=f"{where}.options")

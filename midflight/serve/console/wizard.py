@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse, Response
 
 from ...act import orders
 from ...act.definition import DEFAULT_POLICY, Campaign
+from ...act.slots import options_max, slots_max
 from ...decide.policies import REGISTRY as POLICIES
 from ...events import recipient_key
 from ...kit.errors import MidflightError, NotFound
@@ -20,6 +21,7 @@ from .. import api
 from ..auth import Session
 from ..ordering import Checked, Listed, Refused, checked, named, new_id, ordered, preview, reading, somebody
 from ..shield import POLICY
+from . import wizard_slots
 from .experiments import link_of, start_sentence
 from .multipart import parsed
 from .pages import render, visitor, written_by_us
@@ -37,17 +39,19 @@ wizard = APIRouter(include_in_schema=False)
 DEFAULTS = {
     "name": "", "channel": "", "from_address": "", "reply_to": "", "goal": "click", "why_opens": "", "list": "", "list_text": "",
     "start": "", "hours": "8", "every_minutes": "5", "per_minute": "", "warm_up": "", "holdout": "0", "seed": "",
-    "policy": DEFAULT_POLICY, "providers": "", "slots": "",
+    "policy": DEFAULT_POLICY, "providers": "",
     "guard_unsubscribe": "1", "guard_complaint": "0.2", "guard_bounce": "5", "preview_for": "", "test_to": "", "why": "",
 }  # fmt: skip
 VARIANT = {"name": "", "subject": "", "from_name": "", "preheader": "", "body_as": "html", "body": "", "text": ""}
 
 
 class Form(msgspec.Struct, kw_only=True):
-    """What stands in the form, what is wrong with it by field, and what is shown with it. ``errors`` has a key for each field."""
+    """What stands in the form, what is wrong with it by field, and what is shown with it. ``errors`` has a key for each field; ``count`` is
+    how many variants there are, ``slots`` how many options each slot has."""
 
     fields: dict[str, str]
     count: int = 2
+    slots: list[int] = []
     errors: dict[str, str] = {}
     listed: Listed | None = None
     focus: str = ""
@@ -85,7 +89,6 @@ def like(campaign: Campaign) -> Form:
         "warm_up": ", ".join(map(str, waves.warm_up)), "holdout": f"{100 * campaign.holdout:g}",
         "policy": campaign.policy.get("kind", DEFAULT_POLICY),
         "providers": ", ".join(f"{name}: {count}" for name, count in waves.per_provider_per_minute.items()),
-        "slots": msgspec.json.format(msgspec.json.encode(campaign.slots), indent=2).decode() if campaign.slots else "",
         **{f"guard_{name}": f"{100 * getattr(guards, name):g}" for name in guards.__struct_fields__},
     }  # fmt: skip
     form.count = min(variants_max, len(campaign.variants))
@@ -94,6 +97,7 @@ def like(campaign: Campaign) -> Form:
         own = {key: getattr(variant, key) for key in ("name", "subject", "from_name", "preheader")}
         more = {"body_as": kind, "body": getattr(variant, kind), "text": "" if kind == "text" else variant.text}
         form.fields |= {f"v{n}_{key}": value for key, value in (own | more).items()}
+    wizard_slots.put_like(form, campaign)
     return form
 
 
@@ -102,9 +106,10 @@ def read(kind: str, body: bytes) -> tuple[Form, dict[str, bytes]]:
     fields, files = parsed(kind, body)
     given = fields.get("count", "")
     count = min(variants_max, max(1, int(given))) if given.isdigit() and len(given) < 4 else 1
-    known = DEFAULTS.keys() | {f"v{n}_{key}" for n in range(count) for key in VARIANT} | {"csrf", "do"}
+    slots = wizard_slots.sizes_of(fields.get("slots", ""))
+    known = DEFAULTS.keys() | {f"v{n}_{key}" for n in range(count) for key in VARIANT} | wizard_slots.keys(slots) | {"csrf", "do"}
     # Every field of ours is there, and no other.
-    return Form(fields={key: fields.get(key, "") for key in known}, count=count, errors={}), files
+    return Form(fields={key: fields.get(key, "") for key in known}, count=count, slots=slots, errors={}), files
 
 
 # -- from the form to a definition ---------------------------------------------------------------------------------------
@@ -128,7 +133,7 @@ def definition_of(form: Form) -> dict:
         "waves": waves,
         "guardrails": guards,
         "policy": {"kind": value("policy") or DEFAULT_POLICY},
-        "slots": slots_of(form),
+        "slots": wizard_slots.slots_of(form),
         "holdout": percent(form, "holdout", 90),
         "seed": number(form, "seed", int, 1),
     }
@@ -199,26 +204,12 @@ def providers(form: Form) -> dict[str, int]:
     return found
 
 
-def slots_of(form: Form) -> dict:
-    """Return what was typed as slots."""
-    text = form.value("slots").strip()
-    try:
-        found = msgspec.json.decode(text) if text else {}
-    except (msgspec.DecodeError, RecursionError) as error:
-        form.wrong("slots", f"Not JSON: {error}"[:200])
-        return {}
-    if not isinstance(found, dict):
-        form.wrong("slots", 'An object with a slot for each name, as in {"hero": {"by": ["region"], "options": [...]}}.')
-        return {}
-    return found
-
-
 _PLACE = re.compile(r"`(\$[^`]*)`")
 _VARIANT_PLACE = re.compile(r"\$\.variants\[(\d+)\]\.(\w+)")
 _SIMPLE = {
     "$.name": "name", "$.channel": "channel", "$.from_address": "from_address", "$.reply_to": "reply_to", "$.goal": "goal",
     "$.audience": "list", "list": "list", "$.variants": "variants", "$.waves": "every_minutes", "$.holdout": "holdout", "$.seed": "seed",
-    "recipient": "preview_for", "$.why_opens": "why_opens", "$.policy": "policy", "$.policy.kind": "policy", "$.slots": "slots",
+    "recipient": "preview_for", "$.why_opens": "why_opens", "$.policy": "policy", "$.policy.kind": "policy",
     "$.waves.per_provider_per_minute": "providers",
 }  # fmt: skip
 
@@ -231,7 +222,7 @@ def field_of(form: Form, error: MidflightError) -> str:
     if where in _SIMPLE:
         return _SIMPLE[where]
     if where.startswith("$.slots"):
-        return "slots"
+        return wizard_slots.field_of(form, where)
     if found := _VARIANT_PLACE.match(where):
         return f"v{found[1]}_{found[2]}"
     for start, prefix in (("$.waves.", ""), ("$.guardrails.", "guard_")):
@@ -248,6 +239,18 @@ def field_of(form: Form, error: MidflightError) -> str:
             other = part == "text" and form.value(f"v{n}_body_as") != "text"
             return f"v{n}_{part if own else 'text' if other else 'body'}"
     return ""
+
+
+def title_of(form: Form, field: str) -> str:
+    """Return what a field is called in the list of what is to be mended."""
+    whose, _, what = field.partition("_")
+    plain = what.replace("_", " ")
+    if re.fullmatch(r"v\d+", whose):
+        return f"variant {form.value(f'{whose}_name') or 'without a name'}: {plain}"
+    if found := re.fullmatch(r"(s\d+)(o\d+)?", whose):
+        option = f" option {form.value(f'{whose}_name')}" if found[2] else ""
+        return f"slot {form.value(f'{found[1]}_name')}{option}: {plain}"
+    return f"ceiling: {plain}" if whose == "guard" else field.replace("_", " ")
 
 
 def said_of(error: MidflightError) -> str:
@@ -295,7 +298,8 @@ def page(request: Request, session: Session, form: Form, status: int = 200, **mo
     channels = {name: settings["kind"] for name, settings in site.config.channels.items()}
     response = render(
         request, "wizard.html", status, session=session, form=form, value=form.value, errors=form.errors, listed=form.listed,
-        channels=channels, variants_max=variants_max, policies=policies(), **shown,
+        channels=channels, variants_max=variants_max, slots_max=slots_max, options_max=options_max, policies=policies(),
+        titles={field: title_of(form, field) for field in form.errors}, **shown,
     )  # fmt: skip
     if shown["previews"]:
         response.headers["content-security-policy"] = PREVIEW_POLICY
@@ -326,6 +330,9 @@ def go_on(request: Request, session: Session = Depends(visitor), body: bytes = D
         return page(request, session, form)
     if do.startswith("remove-"):
         removed(form, do.removeprefix("remove-"))
+        return page(request, session, form)
+    if do.startswith(("slot-", "option-")):
+        wizard_slots.changed(form, do)
         return page(request, session, form)
     if do == "list":
         return page(request, session, form, 400 if form.errors else 200)
