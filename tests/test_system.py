@@ -20,6 +20,7 @@ from system import NAMES, Playing, System, pictured, position, unequal, wait_unt
 from midflight import supervise
 from midflight.events import Event
 from midflight.kit.clock import Clock
+from midflight.kit.owned import own
 from midflight.log import Reader
 from midflight.sandbox.settings import sources_from
 from midflight.sources import Request
@@ -167,7 +168,7 @@ def test_up_ends_where_a_process_can_never_start(tmp_path: Path) -> None:
     """A process that refuses to start three times, in its own words, ends the supervisor with status 2."""
     with System(tmp_path / "system", SEED) as system:
         system.data.mkdir()
-        lock = host_local.own(system.data / "engine.lock")
+        lock = own(system.data / "engine.lock", "a test's engine")
         system.start("up")
         assert system.died("up") == 2
         said = system.output("up")
