@@ -63,14 +63,11 @@ _WEIGHT /= _WEIGHT.sum()
 
 # Waves are compared with each other within blocks of so many parts of the campaign's hours, each at most an hour long.
 block_hours = 16
-across_per_hour = 1  # so often what has come is compared across waves
 pairs_full = 3  # with more arms only the leader is compared across waves
 turns_max = 12  # of Newton's method
 gain_min = 0.02  # of a turn, in the logarithm of the likelihood
 # Ages are compared across waves in groups of two or three buckets, by a factor of about 2 each.
-GROUP = np.maximum(-1, np.append((np.arange(BUCKETS - 1) - bucket_min - 1) // 2, (BUCKETS - 2 - bucket_min - 1) // 2))
-GROUP[:bucket_min] = -1
-GROUP[bucket_min] = 0
+GROUP = np.where(np.arange(BUCKETS) < bucket_min, -1, (np.clip(np.arange(BUCKETS), bucket_min + 1, BUCKETS - 2) - bucket_min - 1) // 2)
 GROUPS = int(GROUP[-1]) + 1
 _GROUP_END_S = np.array([AGES_S[1 + np.flatnonzero(group == GROUP)[-1]] for group in range(GROUPS)])
 _GROUP_LOG_AGE = np.array([LOG_AGE[group == GROUP].mean() for group in range(GROUPS)])
@@ -127,8 +124,8 @@ class Labels:
         self.sent = evidence.sent.sum(0)
         hour_s = max(1.0, min(evidence.end_s / block_hours, 3600.0))
         gone_s = evidence.sent_at_s if gone_s is None else gone_s
-        # From time to time is enough, and what a wave's labels say counts meanwhile.
-        then_s = math.floor(evidence.now_s * across_per_hour / hour_s) * hour_s / across_per_hour
+        # Once an hour is enough, and what a wave's labels say counts meanwhile.
+        then_s = math.floor(evidence.now_s / hour_s) * hour_s
         over = (then_s - gone_s)[:waves, None] >= _GROUP_END_S
         # A wave that took long belongs to the hour of its middle; of one that is on its way nothing is compared yet.
         middle_s = (evidence.sent_at_s + np.minimum(gone_s, evidence.now_s))[:waves] / 2
