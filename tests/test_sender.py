@@ -326,6 +326,28 @@ def test_what_waits_is_taken_back_within_a_second(tmp_path: Path) -> None:
     assert desk.outbox.db.execute("SELECT max(tries) FROM messages").get == 1
 
 
+def test_who_leaves_while_a_message_waits_does_not_get_it(tmp_path: Path) -> None:
+    """Whoever a vendor reports to have left, when the message is taken already and waits for a connection, is asked about again: batches
+    that hold nobody of them stay where they are. A day's bound on a warm-up counts what went, not what was taken back."""
+    inbox = Inbox()
+    gone = {f"p{n}@example.com": "unsubscribed" for n in (150, 197, 198)}
+    with Mailbox(inbox, Plan(chances={"drip": 1.0}, drip_s=0.002)) as box:
+
+        async def act(desk: Desk) -> None:
+            assert await desk.send_until(lambda: desk.counts.get("sent", 0) > 5)
+            assert desk.sender.holds() >= gone.keys()
+            before = len(desk.sender.holds())
+            desk.sender.look_again()
+            assert len(desk.sender.holds()) == before
+            desk.suppressed.update(gone)
+            desk.sender.look_again()
+            assert len(desk.sender.holds()) == before - len(gone) and not gone.keys() & desk.sender.holds()
+            await send_all(desk)
+
+        desk = run(tmp_path, smtp(box), act, count=200, waves={"warm_up": [200]})
+    assert desk.counts == {"sent": 197, "skipped": 3} and not gone.keys() & {m.recipient.lower() for m in inbox.messages()}
+
+
 def test_what_nobody_wants_any_more_is_given_up(tmp_path: Path) -> None:
     """A message that would be tried again a day after the campaign's hours is refused instead."""
     inbox = Inbox()

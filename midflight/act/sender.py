@@ -1,7 +1,7 @@
 """Takes planned messages out of the outbox, makes them, hands them to their way out, and notes what became of each.
 
-Whatever may keep somebody from being written to is asked as late as it can be: who is suppressed when a message is taken, who has just
-unsubscribed in the moment in which the call begins.
+Whatever may keep somebody from being written to is asked as late as it can be: who is suppressed when a message is taken, and again while
+it waits for a connection; who has just unsubscribed in the moment in which the call begins.
 """
 
 from __future__ import annotations
@@ -99,10 +99,11 @@ class Lane:
         self._queue.extend(jobs)
         self._more.set()
 
-    def withdraw(self, campaign: int | None = None) -> list[str]:
-        """Take out what waits, of one campaign or all, and return the intents; what is under way goes on."""
-        gone = [job for job in self._queue if campaign in (None, job.campaign)]
-        self._queue = deque(job for job in self._queue if campaign not in (None, job.campaign))
+    def withdraw(self, which: Callable[[Job], bool]) -> list[str]:
+        """Take out of what waits some jobs, and return their intents; what is under way goes on."""
+        gone = [job for job in self._queue if which(job)]
+        if gone:
+            self._queue = deque(job for job in self._queue if not which(job))
         return [message.intent for job in gone for message in job.messages]
 
     async def close(self, patience_s: float) -> None:
@@ -346,8 +347,20 @@ class Sender:
 
     def withdraw(self, campaign: int) -> None:
         """Take back what waits for a connection: it is planned again. What is under way goes on."""
+        self._take_back(lambda job: job.campaign == campaign)
+
+    def look_again(self) -> None:
+        """Take back what waits for a connection where one of its recipients must not be written to any more: who may be is asked anew."""
+        held = self.holds()
+        barred = set(self.suppressed(held)) if held else set()
+        if barred:
+            self._take_back(lambda job: not barred.isdisjoint(job.keys))
+
+    def _take_back(self, which: Callable[[Job], bool]) -> None:
         for lane in self.lanes.values():
-            self.outbox.give_back(lane.withdraw(campaign), self.clock.now_us())
+            self.outbox.give_back(lane.withdraw(which), self.clock.now_us())
+        # What went today is counted anew.
+        self._days.clear()
 
     def holds(self) -> set[str]:
         """Return the recipients whose messages wait for a connection."""
@@ -359,7 +372,6 @@ class Sender:
 
     async def close(self, patience_s: float) -> None:
         """Take back what waits, wait for what is under way, and note the last outcomes."""
-        for lane in self.lanes.values():
-            self.outbox.give_back(lane.withdraw(), self.clock.now_us())
+        self._take_back(lambda job: True)
         await asyncio.gather(*(lane.close(patience_s) for lane in self.lanes.values()))
         self.settle()

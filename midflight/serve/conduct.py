@@ -121,6 +121,7 @@ class Conductor:
         self.slots: dict[int, tuple[float, list[SlotStanding]]] = {}
         self.behind_s = 0.0
         self.heard_to = 0  # log position up to which webhooks were searched for unknown intents
+        self.asked_at = 0  # the log's position at which who must not be written to was asked last
         self.unknown: set[str] = set()
         self.stopped_at: dict[str, int] = {}  # recipients on the stop list -> the log's end by which their record is in it
         self._fresh, self._waves, self._unknown, self._advice, self._learn = (
@@ -212,7 +213,10 @@ class Conductor:
         return lane.held()
 
     def _check_freshness(self) -> None:
-        _, log_time_us = self.numbers.position()
+        position, log_time_us = self.numbers.position()
+        if position != self.asked_at:
+            self.asked_at = position
+            self.sender.look_again()
         self.behind_s = max(0.0, (self.clock.now_us() - log_time_us) / 1e6) if log_time_us else 0.0
 
     def _ready(self, now: Running) -> Ready:

@@ -28,6 +28,7 @@ logger = logging.getLogger("midflight.conductor")
 
 # What our own code may raise where it is wrong.
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
+waiting_max = 1000  # orders beside a list that is read; later ones wait in the store
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -41,32 +42,46 @@ class Obeying:
         self.config, self.campaigns, self.numbers, self.sender = config, campaigns, numbers, sender
         self.guarding, self.ready, self.base_url, self.clock = guarding, ready, base_url, clock
         self.loading: asyncio.Task | None = None  # reads the list of a draft
+        self.position = campaigns.orders_position()  # of the last order that was looked at
+        self.waiting: list[tuple[int, AnyOrder]] = []  # for a list, or for an order of their campaign that does, in the log's order
 
     async def obey(self) -> None:
         """Do what was asked since the last one that was done, each campaign's in order: while one's list is read, others need not wait."""
         if self.loading and self.loading.done():
             ended, self.loading = self.loading, None
             ended.result()
-        waiting: set[str] = set()
-        for position, _, body in self.numbers.orders(self.campaigns.orders_position()):
-            if self._obeyed(position, body, waiting) and not waiting:
-                self.campaigns.orders_up_to(position)
+        held: set[str] = set()  # campaigns of which an order waits
+        for one in list(self.waiting):
+            if self._obeyed(*one, held):
+                self.waiting.remove(one)
+        for position, _, body in self.numbers.orders(self.position) if len(self.waiting) < waiting_max else ():
+            order = self._order(position, body)
+            if order and not self._obeyed(position, order, held):
+                self.waiting.append((position, order))
+            self.position = position
+        if not self.waiting and self.position > self.campaigns.orders_position():
+            self.campaigns.orders_up_to(self.position)
 
-    def _obeyed(self, position: int, body: bytes, waiting: set[str]) -> bool:
-        """Do an order, or let it wait with all later ones of its campaign, and return whether it is done."""
+    def _order(self, position: int, body: bytes) -> AnyOrder | None:
+        """Return what a record asks for, or None where it is no order, which is said once."""
         try:
-            order = order_of(body)
+            return order_of(body)
         except BadOrder as error:
             if self.campaigns.order_end(f"position-{position}") is None:
                 logger.error("record %d is no order and is left out: %s", position, error.text())
                 self.campaigns.order_done(f"position-{position}", error_json(error), self.clock.now_us())
-            return True
+            return None
+
+    def _obeyed(self, position: int, order: AnyOrder, held: set[str]) -> bool:
+        """Do an order, or let it wait with all later ones of its campaign, and return whether it is done."""
+        if order.campaign in held:
+            return False
         if self.campaigns.order_end(order.id) is not None:
             # It was done before a death, or beside a list; or whoever gave it did not hear that it was taken, and gave it again.
             return True
-        if isinstance(order, Add) or order.campaign in waiting:
-            waiting.add(order.campaign)
-            if isinstance(order, Add) and self.loading is None:
+        if isinstance(order, Add):
+            held.add(order.campaign)
+            if self.loading is None:
                 self.loading = asyncio.create_task(self._add(position, order))
             return False
         with self._ending(position, order):
