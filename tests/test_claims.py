@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.random import PCG64, Generator, SeedSequence
 
 from midflight.decide import claims
-from midflight.decide.claims import Claim, ClaimSettings, Labels, arms_max, bucket_min, compare, explain, judge, judge_all
+from midflight.decide.claims import Claim, ClaimSettings, Labels, Pairs, _said, arms_max, bucket_min, compare, explain, judge, judge_all
 from midflight.decide.delays import BUCKETS
 from midflight.decide.evidence import Belief, Evidence, Prior, believe
 from midflight.decide.policies import REGISTRY
@@ -370,6 +370,27 @@ def test_whole_waves_are_compared_with_their_neighbours(monkeypatch: pytest.Monk
     assert (said_of(evidence).kind, said_of(evidence).arms) == ("winner", (1,))
     monkeypatch.setattr(claims, "_add_across", lambda *taken: None)
     assert said_of(evidence).kind == "not_yet"
+
+
+def test_of_many_arms_the_leader_is_compared_with_its_neighbours() -> None:
+    """Of more than three arms that take turns the best is named as well; of equal ones none is."""
+    evidence = in_turn([0.05, 0.05, 0.12, 0.05, 0.05], [0, 1, 2, 3, 4] * 16)
+    assert (said_of(evidence).kind, said_of(evidence).arms) == ("winner", (2,))
+    assert said_of(in_turn([0.06] * 5, [0, 1, 2, 3, 4] * 16)).kind != "winner"
+
+
+def test_what_two_pairs_say_of_a_third_holds() -> None:
+    """Two arms that were never compared are alike where both are like the leader; where one may be far from it, they are not."""
+    low = np.array([[0.0, -0.04, -0.04], [-0.04, 0.0, -math.inf], [-0.04, -math.inf, 0.0]])
+    pairs = Pairs(
+        low=low, high=-low.T, best=np.zeros((3, 3)), ahead=np.zeros((3, 3)), log_gain=np.zeros((3, 3)), needed=math.log(40),
+        enough=math.log(20),
+    )  # fmt: skip
+    said = _said(pairs, np.arange(3), 0.1)
+    assert (said.kind, said.arms) == ("no_difference", (0, 1, 2))
+    far = low.copy()
+    far[0, 2] = -0.2
+    assert (_said(msgspec.structs.replace(pairs, low=far), np.arange(3), 0.1)).kind != "no_difference"
 
 
 def swung(seed: int) -> Evidence:
