@@ -215,8 +215,8 @@ class Conductor:
     def _check_freshness(self) -> None:
         position, log_time_us = self.numbers.position()
         if position != self.asked_at:
-            self.asked_at = position
             self.sender.look_again()
+            self.asked_at = position
         self.behind_s = max(0.0, (self.clock.now_us() - log_time_us) / 1e6) if log_time_us else 0.0
 
     def _ready(self, now: Running) -> Ready:
