@@ -244,7 +244,7 @@ def test_a_scheduled_campaign_starts_at_its_time(site: Site) -> None:
 
 
 def test_a_test_message_goes_to_the_tester_alone(site: Site) -> None:
-    """It says that it is a test and is in no campaign's numbers; a variant that is not there is refused."""
+    """It says that it is a test and is in no campaign's numbers; a variant that is not there is refused, and who has unsubscribed."""
     assert site.add("tested", people("tested", 5)) == {}
     assert site.order(orders.Test(id=site.id(), campaign="tested", who="ada", to="eve@shop.example", variant="B")) == {}
     wait_until(lambda: site.who("Test messages"), "a test message", 60)
@@ -252,6 +252,10 @@ def test_a_test_message_goes_to_the_tester_alone(site: Site) -> None:
     assert site.counts("tested") == {} and site.state("tested") == "draft" and site.got("tested") == []
     for to, variant in (("eve@shop.example", "C"), ("nobody", "A")):
         assert site.order(orders.Test(id=site.id(), campaign="tested", who="ada", to=to, variant=variant))["code"] == "not_found"
+    # Whoever tries the link of his own test has unsubscribed.
+    assert site.unsubscribe("eve@shop.example", "tested") == 200
+    again = site.order(orders.Test(id=site.id(), campaign="tested", who="ada", to="eve@shop.example", variant="A"))
+    assert again["code"] == "not_now" and "unsubscribed" in again["what"] and again["got"] == "eve@shop.example"
     assert len(site.got("Test messages")) == 1
 
 

@@ -19,6 +19,7 @@ import pytest
 from system import CONTROLS, PROJECT, T0, pictured, sandbox_config, state_hash, unequal, write_log
 
 from midflight.config import Config, config_from
+from midflight.events import Event
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import Damaged, Locked
 from midflight.kit.owned import own
@@ -743,3 +744,85 @@ def test_a_buried_record_is_not_read_again(small: Folding, monkeypatch: pytest.M
     picture = small.continued(data)
     assert 0 in read and buried not in read and max(read) == small.records - 1
     assert [(row[0], row[3]) for row in picture["dead"] if row[3] == "ended_the_engine"] == [(buried, "ended_the_engine")]
+
+
+# -- what outlives the log -------------------------------------------------------------------------------------------------
+
+
+class Aged:
+    """A log that began with an unsubscribe and an advice, and has lost both since: only the store knows of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log, self.data = folder / "log", folder / "data"
+        clock = VirtualClock(T0)
+        with Writer.open(self.log, None, clock, segment_bytes=2048, reserve_bytes=4096) as writer:
+            self.write(writer, "gone@x.example", "unsubscribed")
+            told = msgspec.json.encode([("c", "told@x.example", 1, "b", 0.5)])
+            writer.append([Record("decision", "advice", 0, {}, told)])
+            for n in range(100):
+                clock.sleep_s(60)
+                self.write(writer, f"p{n}@x.example", "clicked")
+            self.open().close()
+            assert self.known() == NOT_FORGOTTEN
+            assert writer.retain(older_than_us=T0 + 3_000_000_000, keep_from=60) > 10
+
+    def write(self, writer: Writer, who: str, kind: str) -> None:
+        event = Event(source="esp", event_id=who, kind=kind, recipient=who, message_id=who, campaign="c", occurred_at_us=T0)
+        writer.append([Record("events", "esp", 0, {}, msgspec.json.encode([event]))])
+
+    def open(self, **more: bool) -> Engine:
+        with Reader(self.log) as reader:
+            engine = Engine(config_from({"data": str(self.data)}), reader, **more)
+            engine.catch_up()
+            engine.commit()
+            return engine
+
+    def known(self) -> tuple[list, list]:
+        db = apsw.Connection(str(self.data / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            return db.execute("SELECT recipient FROM suppressions").fetchall(), db.execute(
+                "SELECT recipient, variant FROM advised"
+            ).fetchall()
+        finally:
+            db.close()
+
+
+NOT_FORGOTTEN = ([("gone@x.example",)], [("told@x.example", "b")])
+
+
+def test_a_rebuild_forgets_nobody_who_left(tmp_path: Path) -> None:
+    """Where the log has lost the record, who unsubscribed and who was told what is known after a rebuild too."""
+    aged = Aged(tmp_path)
+    aged.open(rebuild=True).close()
+    assert aged.known() == NOT_FORGOTTEN
+
+
+def test_a_damaged_store_forgets_nobody_who_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What can be read of a damaged store is taken over, where the log has lost the record."""
+    aged = Aged(tmp_path)
+    path = aged.data / "store.db"
+    raw = bytearray(path.read_bytes())
+    # A page of those who clicked.
+    at = raw.rindex(b"p50@x.example")
+    raw[at : at + 5] = bytes(5)
+    path.write_bytes(raw)
+    aged.open().close()
+    assert list(aged.data.glob("store.db.damaged-*")) and aged.known() == NOT_FORGOTTEN
+    assert "2 rows of what must not be forgotten" in caplog.text
+
+
+def test_a_store_that_is_no_more_than_a_file_says_what_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where nothing can be read of it, nothing is taken over, and the log says so."""
+    aged = Aged(tmp_path)
+    (aged.data / "store.db").write_bytes(os.urandom(100_000))
+    aged.open().close()
+    assert aged.known() == ([], [])
+    assert "0 rows of what must not be forgotten" in caplog.text
+
+
+def test_a_rebuild_that_begins_with_nothing_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: where everything derived is dropped, somebody who unsubscribed is forgotten."""
+    aged = Aged(tmp_path)
+    monkeypatch.setattr(write, "NEVER_LOST", ())
+    aged.open(rebuild=True).close()
+    assert aged.known() == ([], [])

@@ -20,7 +20,7 @@ from midflight.act.definition import campaign_of
 from midflight.act.links import Links
 from midflight.act.outbox import Outbox
 from midflight.act.pace import Pace
-from midflight.act.sender import Sender
+from midflight.act.sender import Job, Sender
 from midflight.act.stop_list import StopList
 from midflight.kit.clock import Clock
 from midflight.kit.errors import ConfigError
@@ -346,6 +346,31 @@ def test_who_leaves_while_a_message_waits_does_not_get_it(tmp_path: Path) -> Non
 
         desk = run(tmp_path, smtp(box), act, count=200, waves={"warm_up": [200]})
     assert desk.counts == {"sent": 197, "skipped": 3} and not gone.keys() & {m.recipient.lower() for m in inbox.messages()}
+
+
+def test_a_test_message_waits_through_a_pause_and_not_for_who_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It goes though its campaign is paused meanwhile; where its recipient has unsubscribed meanwhile it does not, and the log says so."""
+    inbox = Inbox()
+    with Mailbox(inbox, Plan(chances={"drip": 1.0}, drip_s=0.002)) as box:
+
+        async def act(desk: Desk) -> None:
+            assert await desk.send_until(lambda: desk.counts.get("sent", 0) > 5)
+            lane = desk.sender.lanes["out"]
+            for who in ("eve", "gone", "quick"):
+                message = msgspec.structs.replace(lane._queue[0].messages[0], to=f"{who}@shop.example", intent=f"test-{who}")
+                lane.offer([Job(campaign=desk.id, keys=[message.to], messages=[message], call=None, tries=0, stale_us=0, test=True)])
+            desk.sender.withdraw(desk.id)
+            desk.campaigns.move(desk.id, "paused", "ada", "", desk.clock.now_us())
+            assert desk.sender.holds() == {"eve@shop.example", "gone@shop.example", "quick@shop.example"}
+            desk.suppressed["gone@shop.example"] = "unsubscribed"
+            desk.stops.stopped.add("quick@shop.example")
+            desk.sender.look_again()
+            assert await desk.send_until(lambda: desk.sender.idle(desk.campaigns.get(desk.id)))
+
+        run(tmp_path, smtp(box), act, count=200)
+    got = {m.recipient.lower() for m in inbox.messages()}
+    assert "eve@shop.example" in got and not {"gone@shop.example", "quick@shop.example"} & got
+    assert caplog.text.count("1 test messages that waited for a connection of `out` are not sent") == 2
 
 
 def test_what_nobody_wants_any_more_is_given_up(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ it waits for a connection; who has just unsubscribed in the moment in which the 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -27,6 +28,8 @@ from .language import RenderError
 from .outbox import PLANNED, REFUSED, SKIPPED, Planned, Result
 from .pace import Pace
 
+logger = logging.getLogger("midflight.conduct")
+TEST_NOT_SENT = "%d test messages that waited for a connection of `%s` are not sent"
 queued_min, queued_max = 200, 2_000  # messages that wait for a connection of one way out
 hold_s_first, hold_s_max = 30.0, 900.0
 give_up_us = 24 * 3600 * 1_000_000  # after a campaign's hours: what could not be sent by then is stale
@@ -53,7 +56,8 @@ class Stops(Protocol):
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """Messages that go in one call. ``keys`` are their recipients' keys; ``stale_us`` is when it is too late to try again."""
+    """Messages that go in one call. ``keys`` are their recipients' keys; ``stale_us`` is when it is too late to try again; ``test`` for
+    a message that somebody sends to himself, which is in no plan."""
 
     campaign: int
     keys: list[str]
@@ -61,6 +65,7 @@ class Job(msgspec.Struct, kw_only=True):
     call: Call | None
     tries: int
     stale_us: int
+    test: bool = False
 
 
 class Lane:
@@ -99,12 +104,12 @@ class Lane:
         self._queue.extend(jobs)
         self._more.set()
 
-    def withdraw(self, which: Callable[[Job], bool]) -> list[str]:
-        """Take out of what waits some jobs, and return their intents; what is under way goes on."""
+    def withdraw(self, which: Callable[[Job], bool]) -> list[Job]:
+        """Take out of what waits some jobs, and return them; what is under way goes on."""
         gone = [job for job in self._queue if which(job)]
         if gone:
             self._queue = deque(job for job in self._queue if not which(job))
-        return [message.intent for job in gone for message in job.messages]
+        return gone
 
     async def close(self, patience_s: float) -> None:
         """Wait for the calls under way, as long as the patience lasts; who is cut off is unknown, and a next start says so."""
@@ -137,6 +142,8 @@ class Lane:
         if barred:
             stopped = [n for n, key in enumerate(job.keys) if key in barred]
             self.ended += [Result(intent=job.messages[n].intent, state=SKIPPED, code="unsubscribed") for n in stopped]
+            if job.test:
+                logger.warning(TEST_NOT_SENT, 1, self.name)
             messages = [message for n, message in enumerate(job.messages) if n not in stopped]
             call = self.carrier.call_of(messages) if messages else None
         else:
@@ -347,7 +354,7 @@ class Sender:
 
     def withdraw(self, campaign: int) -> None:
         """Take back what waits for a connection: it is planned again. What is under way goes on."""
-        self._take_back(lambda job: job.campaign == campaign)
+        self._take_back(lambda job: job.campaign == campaign and not job.test)
 
     def look_again(self) -> None:
         """Take back what waits for a connection where one of its recipients must not be written to any more: who may be is asked anew."""
@@ -358,7 +365,11 @@ class Sender:
 
     def _take_back(self, which: Callable[[Job], bool]) -> None:
         for lane in self.lanes.values():
-            self.outbox.give_back(lane.withdraw(which), self.clock.now_us())
+            gone = lane.withdraw(which)
+            self.outbox.give_back((message.intent for job in gone for message in job.messages), self.clock.now_us())
+            tests = sum(job.test for job in gone)
+            if tests:
+                logger.warning(TEST_NOT_SENT, tests, lane.name)
         # What went today is counted anew.
         self._days.clear()
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import apsw
 
+busy_ms = 250  # who makes a file, or mends it after a crash, locks it for a moment
+
 
 class Renewed:
     """The connection to the file as it is now. All of it is for one thread."""
@@ -26,6 +28,7 @@ class Renewed:
         if self._db is None or identity != self._identity:
             self.close()
             self._db, self._identity = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY), identity
+            self._db.set_busy_timeout(busy_ms)
         return self._db
 
     def close(self) -> None:

@@ -190,6 +190,9 @@ class Obeying:
         key = recipient_key(order.to)
         if not key:
             raise NotFound("No address", expected="name@domain", got=order.to[:100])
+        why = self.sender.suppressed([key]).get(key)
+        if why:
+            raise NotNow(f"This address must not be written to ({why})", got=order.to[:100], todo="Send the test to another one")
         person = self.campaigns.example(now.id, recipient_key(order.recipient) if order.recipient else "")
         item = Planned(
             recipient=key, wave=0, variant=now.number(order.variant), propensity=1.0, intent=f"test-{order.id[:40]}"
@@ -197,7 +200,7 @@ class Obeying:
         message = self.sender.message(now, self.ready(now), item, msgspec.structs.replace(person, key=key, address=order.to), now_us)
         message.campaign, message.subject = "Test messages", f"[Test] {message.subject}"
         call = lane.carrier.call_of([message])
-        lane.offer([Job(campaign=now.id, keys=[key], messages=[message], call=call, tries=0, stale_us=now_us)])
+        lane.offer([Job(campaign=now.id, keys=[key], messages=[message], call=call, tries=0, stale_us=now_us, test=True)])
 
 
 def error_json(error: MidflightError) -> str:

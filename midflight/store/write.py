@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from collections import Counter
 from functools import cache, lru_cache
@@ -25,6 +26,7 @@ from ..stream.tables import starts, summed
 from .recent import Recent
 from .schema import SCHEMA, VERSION
 
+logger = logging.getLogger("midflight.engine")
 _KEY = ("campaign", "minute", "variant", "wave", "provider", "source", "segment")
 _HOUR_KEY = ("campaign", "hour", *_KEY[2:])
 _SECOND_KEY = ("campaign", "second", *_KEY[2:])
@@ -32,6 +34,8 @@ _DERIVED = (
     "meta", "names", "cells", "hours", "delays", "hour_delays", "recent", "recent_delays", "campaigns", "clickers", "dead", "receipts",
     "drops", "freshness", "marks", "suppressions", "orders", "advised",
 )  # fmt: skip
+# Who must not be written to, and who was told what, outlives the records that said so.
+NEVER_LOST = ("suppressions", "advised")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 minutes_of_freshness_max = 7 * 24 * 60
 checksum_bytes = 8
@@ -205,17 +209,19 @@ class StoreWriter:
         row = self.db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return default if row is None else row[0]
 
-    def start(self, signature: str, *, rebuild: bool = False) -> int:
-        """Return the position to go on from; empty everything first if it was made by another fold. 0 for a new store."""
+    def start(self, signature: str, *, rebuild: bool = False, whole: bool = True) -> int:
+        """Return the position to go on from; empty everything first if it was made by another fold. 0 for a new store. ``whole`` where the
+        log still has everything from the beginning on."""
         if rebuild or self.meta("version") != VERSION or self.meta("fold") != signature:
-            self.empty(signature)
+            self.empty(signature, whole)
         return self.meta("position", 0)
 
-    def empty(self, signature: str) -> None:
-        """Forget all that is derived, so that it is rebuilt from the log."""
+    def empty(self, signature: str, whole: bool = True) -> None:
+        """Forget all that is derived, so that it is rebuilt from the log; where that does not reach back, what nobody may forget stays."""
         with self.db:
             for table in _DERIVED:
-                self.db.execute(f"DROP TABLE IF EXISTS {table}")
+                if whole or table not in NEVER_LOST:
+                    self.db.execute(f"DROP TABLE IF EXISTS {table}")
             self.db.execute(SCHEMA)
             # The numbers of names differ from one making to the next, so snapshots belong to one making: the epoch tells which.
             self._meta({"version": VERSION, "fold": signature, "position": 0, "log_time_us": 0, "epoch": os.urandom(8).hex()})
@@ -399,6 +405,30 @@ def checking_vfs() -> str | None:
 def is_damage(error: apsw.Error) -> bool:
     """Tell whether an error says that bytes are not as they were written, and not that they cannot be read just now."""
     return not isinstance(error, apsw.IOError) or error.extendedresult in (apsw.SQLITE_IOERR_DATA, apsw.SQLITE_IOERR_SHORT_READ)
+
+
+def salvaged(aside: Path, db: apsw.Connection) -> int:
+    """Take over from a damaged store what nobody may forget, as far as it can be read; return how many rows."""
+    found = 0
+    try:
+        with apsw.Connection(str(aside), flags=apsw.SQLITE_OPEN_READONLY) as old:
+            for table in NEVER_LOST:
+                found += _salvaged(old, db, table)
+    except apsw.Error as error:
+        logger.error("nothing more can be taken over from %s: %s", aside.name, error)
+    return found
+
+
+def _salvaged(old: apsw.Connection, db: apsw.Connection, table: str) -> int:
+    found = 0
+    with db:
+        try:
+            for row in old.execute(f"SELECT * FROM {table}"):
+                db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+                found += 1
+        except apsw.Error as error:
+            logger.error("of `%s` only %d rows can be taken over: %s", table, found, error)
+    return found
 
 
 def set_aside(path: Path) -> Path:
