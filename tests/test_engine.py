@@ -780,11 +780,18 @@ class Aged:
     def known(self) -> tuple[list, list]:
         db = apsw.Connection(str(self.data / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)
         try:
-            return db.execute("SELECT recipient FROM suppressions").fetchall(), db.execute(
-                "SELECT recipient, variant FROM advised"
-            ).fetchall()
+            asked = ("recipient FROM suppressions", "recipient, variant FROM advised")
+            return tuple(db.execute(f"SELECT {what}").fetchall() for what in asked)
         finally:
             db.close()
+
+    def damage(self, text: bytes) -> None:
+        """Overwrite a text in the page of the store where it stands last."""
+        path = self.data / "store.db"
+        raw = bytearray(path.read_bytes())
+        at = raw.rindex(text)
+        raw[at : at + 4] = b"ruin"
+        path.write_bytes(raw)
 
 
 NOT_FORGOTTEN = ([("gone@x.example",)], [("told@x.example", "b")])
@@ -800,12 +807,7 @@ def test_a_rebuild_forgets_nobody_who_left(tmp_path: Path) -> None:
 def test_a_damaged_store_forgets_nobody_who_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What can be read of a damaged store is taken over, where the log has lost the record."""
     aged = Aged(tmp_path)
-    path = aged.data / "store.db"
-    raw = bytearray(path.read_bytes())
-    # A page of those who clicked.
-    at = raw.rindex(b"p50@x.example")
-    raw[at : at + 5] = bytes(5)
-    path.write_bytes(raw)
+    aged.damage(b"p50@x.example")
     aged.open().close()
     assert list(aged.data.glob("store.db.damaged-*")) and aged.known() == NOT_FORGOTTEN
     assert "2 rows of what must not be forgotten" in caplog.text
@@ -818,6 +820,26 @@ def test_a_store_that_is_no_more_than_a_file_says_what_is_lost(tmp_path: Path, c
     aged.open().close()
     assert aged.known() == ([], [])
     assert "0 rows of what must not be forgotten" in caplog.text
+
+
+def test_a_bad_page_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A page that is not as it was written is left out, and the log says of which table; the rest is taken over."""
+    aged = Aged(tmp_path)
+    aged.damage(b"gone@x.example")
+    aged.open().close()
+    assert aged.known() == ([], NOT_FORGOTTEN[1]) and "not all of `suppressions` can be read" in caplog.text
+
+
+def test_who_is_killed_while_he_takes_over_takes_over_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store counts as made only when all was taken over: after a death in the middle, or a full disk, the next start does it."""
+    aged = Aged(tmp_path)
+    aged.damage(b"p50@x.example")
+    for died in (KeyboardInterrupt, apsw.FullError):
+        with monkeypatch.context() as patch, pytest.raises(died):
+            patch.setattr(write.StoreWriter, "_meta", lambda *_, died=died: (_ for _ in ()).throw(died))
+            aged.open()
+    aged.open().close()
+    assert aged.known() == NOT_FORGOTTEN and len(list(aged.data.glob("store.db.damaged-?"))) == 1
 
 
 def test_a_rebuild_that_begins_with_nothing_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

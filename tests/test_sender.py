@@ -370,7 +370,7 @@ def test_a_test_message_waits_through_a_pause_and_not_for_who_left(tmp_path: Pat
         run(tmp_path, smtp(box), act, count=200)
     got = {m.recipient.lower() for m in inbox.messages()}
     assert "eve@shop.example" in got and not {"gone@shop.example", "quick@shop.example"} & got
-    assert caplog.text.count("1 test messages that waited for a connection of `out` are not sent") == 2
+    assert caplog.text.count("test messages that waited for a connection of `out` and are not sent: 1") == 2
 
 
 def test_what_nobody_wants_any_more_is_given_up(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from .language import RenderError
 from .outbox import PLANNED, REFUSED, SKIPPED, Planned, Result
 from .pace import Pace
 
-logger = logging.getLogger("midflight.conduct")
-TEST_NOT_SENT = "%d test messages that waited for a connection of `%s` are not sent"
+logger = logging.getLogger("midflight.conductor")
+TEST_NOT_SENT = "test messages that waited for a connection of `%s` and are not sent: %d"
 queued_min, queued_max = 200, 2_000  # messages that wait for a connection of one way out
 hold_s_first, hold_s_max = 30.0, 900.0
 give_up_us = 24 * 3600 * 1_000_000  # after a campaign's hours: what could not be sent by then is stale
@@ -143,7 +143,7 @@ class Lane:
             stopped = [n for n, key in enumerate(job.keys) if key in barred]
             self.ended += [Result(intent=job.messages[n].intent, state=SKIPPED, code="unsubscribed") for n in stopped]
             if job.test:
-                logger.warning(TEST_NOT_SENT, 1, self.name)
+                logger.warning(TEST_NOT_SENT, self.name, 1)
             messages = [message for n, message in enumerate(job.messages) if n not in stopped]
             call = self.carrier.call_of(messages) if messages else None
         else:
@@ -369,7 +369,7 @@ class Sender:
             self.outbox.give_back((message.intent for job in gone for message in job.messages), self.clock.now_us())
             tests = sum(job.test for job in gone)
             if tests:
-                logger.warning(TEST_NOT_SENT, tests, lane.name)
+                logger.warning(TEST_NOT_SENT, lane.name, tests)
         # What went today is counted anew.
         self._days.clear()
 

@@ -35,7 +35,7 @@ from ..stream.tables import NEVER, ready_bytes
 from .recent import Recent
 from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
-from .write import DAMAGE, Changes, StoreWriter, is_damage, salvaged, set_aside
+from .write import DAMAGE, Changes, StoreWriter, is_damage, set_aside
 
 logger = logging.getLogger("midflight.engine")
 
@@ -96,10 +96,7 @@ class Engine:
         self.edge = Edge(load_sources(config), config.dimensions(), self.names)
         if not rebuild:
             self._refuse_to_lose_numbers()
-        whole = self.reader.first() == 0
-        self.committed = self.store.start(self.signature, rebuild=rebuild, whole=whole)
-        if self._aside and not whole:
-            logger.error("%d rows of what must not be forgotten are taken over from it", salvaged(self._aside, self.store.db))
+        self.committed = self.store.start(self.signature, rebuild=rebuild, whole=self.reader.first() == 0)
         self.store.load_names(self.names)
         self._fold_is = f"{self.signature}/{people.VERSION}/{config.shards}/{self.store.meta('epoch')}"
         self._log_time_us = self.store.meta("log_time_us", 0)
@@ -118,7 +115,6 @@ class Engine:
     def _sound_store(self) -> StoreWriter:
         """Open the store. A damaged one is set aside by name, and a new one is made from the log."""
         path = self.folder / "store.db"
-        self._aside: Path | None = None
         try:
             store = StoreWriter(path)
             found = store.damage()
@@ -129,7 +125,7 @@ class Engine:
             if not is_damage(error):
                 raise
             found = str(error)
-        self._aside = aside = set_aside(path)
+        aside = set_aside(path)
         logger.error("store.db is damaged (%s) and is set aside as %s; all numbers are made anew from the log", found, aside.name)
         first = self.reader.first()
         if first:

@@ -6,6 +6,8 @@ import ctypes
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -182,6 +184,7 @@ class StoreWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
         self.recent_from = -1  # what `meta` says; -1 before this process has said anything
         self.db = apsw.Connection(str(path), vfs=checking_vfs())
         # The room that each page of a new store leaves for its checksum; an older store stays as it is.
@@ -219,14 +222,27 @@ class StoreWriter:
     def empty(self, signature: str, whole: bool = True) -> None:
         """Forget all that is derived, so that it is rebuilt from the log; where that does not reach back, what nobody may forget stays."""
         with self.db:
+            new = self.meta("version") is None
             for table in _DERIVED:
                 if whole or table not in NEVER_LOST:
                     self.db.execute(f"DROP TABLE IF EXISTS {table}")
             self.db.execute(SCHEMA)
+            if new and not whole:
+                self._take_over()
             # The numbers of names differ from one making to the next, so snapshots belong to one making: the epoch tells which.
             self._meta({"version": VERSION, "fold": signature, "position": 0, "log_time_us": 0, "epoch": os.urandom(8).hex()})
             providers = [("provider", number, name) for number, name in enumerate(PROVIDERS) if number]
             self.db.executemany("INSERT INTO names VALUES (?, ?, ?)", providers)
+
+    def _take_over(self) -> None:
+        """Take over what nobody may forget from the store that was set aside last. Until that is done the new store counts as not made."""
+        for aside in asides(self.path)[-1:]:
+            taken = 0
+            for table in NEVER_LOST:
+                for row in readable(aside, table):
+                    self.db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+                    taken += 1
+            logger.error("%d rows of what must not be forgotten are taken over from %s", taken, aside.name)
 
     def load_names(self, names: Names) -> None:
         for kind, number, name in self.db.execute("SELECT kind, id, name FROM names WHERE kind <> 'provider'"):
@@ -407,35 +423,28 @@ def is_damage(error: apsw.Error) -> bool:
     return not isinstance(error, apsw.IOError) or error.extendedresult in (apsw.SQLITE_IOERR_DATA, apsw.SQLITE_IOERR_SHORT_READ)
 
 
-def salvaged(aside: Path, db: apsw.Connection) -> int:
-    """Take over from a damaged store what nobody may forget, as far as it can be read; return how many rows."""
-    found = 0
+def readable(aside: Path, table: str) -> Iterator[tuple]:
+    """Yield the rows of a table of a damaged store, as far as they are as they were written. Raises what is no damage."""
     try:
-        with apsw.Connection(str(aside), flags=apsw.SQLITE_OPEN_READONLY) as old:
-            for table in NEVER_LOST:
-                found += _salvaged(old, db, table)
-    except apsw.Error as error:
-        logger.error("nothing more can be taken over from %s: %s", aside.name, error)
-    return found
+        with closing(apsw.Connection(str(aside), flags=apsw.SQLITE_OPEN_READONLY, vfs=checking_vfs())) as db:
+            yield from db.execute(f"SELECT * FROM {table}")
+    except DAMAGE as error:
+        if not is_damage(error):
+            raise
+        logger.error("not all of `%s` can be read in %s: %s", table, aside.name, error)
 
 
-def _salvaged(old: apsw.Connection, db: apsw.Connection, table: str) -> int:
-    found = 0
-    with db:
-        try:
-            for row in old.execute(f"SELECT * FROM {table}"):
-                db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-                found += 1
-        except apsw.Error as error:
-            logger.error("of `%s` only %d rows can be taken over: %s", table, found, error)
+def asides(path: Path) -> list[Path]:
+    """Return the stores that were set aside, the oldest first."""
+    found = []
+    while (aside := path.with_name(f"{path.name}.damaged-{len(found) + 1}")).exists():
+        found.append(aside)
     return found
 
 
 def set_aside(path: Path) -> Path:
     """Rename a store and what belongs to it, so that nothing overwrites it; return its new name."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
+    aside = path.with_name(f"{path.name}.damaged-{len(asides(path)) + 1}")
     # The store itself first: nobody opens one that is not there.
     for ending in ("", "-wal", "-shm"):
         if (part := path.with_name(path.name + ending)).exists():
