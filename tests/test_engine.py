@@ -25,7 +25,9 @@ from midflight.kit.errors import Damaged, Locked
 from midflight.kit.owned import own
 from midflight.log import Reader, Record, Writer
 from midflight.store import host_local, snapshots, write
+from midflight.store.experiment import Numbers
 from midflight.store.host_local import Careful, Engine
+from midflight.store.read import TooSlow
 from midflight.store.snapshots import Snapshots
 from midflight.store.write import Changes
 from midflight.stream import seen as seeing
@@ -848,3 +850,105 @@ def test_a_rebuild_that_begins_with_nothing_is_caught(tmp_path: Path, monkeypatc
     monkeypatch.setattr(write, "NEVER_LOST", ())
     aged.open(rebuild=True).close()
     assert aged.known() == ([], [])
+
+
+# -- who must not be written to --------------------------------------------------------------------------------------------
+
+
+class Subscriber:
+    """What one person said, in the order in which it is heard, and what follows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = config_from({"data": str(folder)})
+        self.writer = Writer.open(folder / "log", None, VirtualClock(T0 + 3_600_000_000))
+
+    def hear(self, *said: tuple[str, int, str]) -> None:
+        """Let events come in one record: a kind, minutes after the beginning (0: no time is told), and an id."""
+        times = [T0 + minutes * 60_000_000 if minutes else 0 for _, minutes, _ in said]
+        found = [
+            Event(source="esp", event_id=id, kind=kind, recipient="ada@x.example", occurred_at_us=at_us)
+            for (kind, _, id), at_us in zip(said, times, strict=True)
+        ]
+        self.writer.append([Record("events", "esp", 0, {}, msgspec.json.encode(found))])
+
+    def why(self, **more: bool) -> str:
+        """Return why nobody may write to this person, or nothing, as the engine has it after all that was heard."""
+        with Reader(self.config.folder / "log") as reader:
+            engine = Engine(self.config, reader, **more)
+            try:
+                engine.catch_up()
+                engine.commit()
+            finally:
+                engine.close()
+        numbers = Numbers(self.config)
+        try:
+            return numbers.suppressed(["ada@x.example"]).get("ada@x.example", "")
+        finally:
+            numbers.close()
+
+
+@pytest.fixture
+def subscriber(tmp_path: Path) -> Iterator[Subscriber]:
+    found = Subscriber(tmp_path)
+    yield found
+    found.writer.close()
+
+
+ON, OFF, SPAM = ("subscribed", 1, "on"), ("unsubscribed", 10, "off"), ("complained", 10, "spam")
+SOME_TIME = ("subscribed", 0, "some time")
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one record", "one by one"])
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ([ON, OFF], "unsubscribed"),
+        ([ON, OFF, ON], "unsubscribed"),  # a webhook that is delivered again
+        ([SOME_TIME, OFF, SOME_TIME], "unsubscribed"),  # also one without a time
+        ([OFF, ON], "unsubscribed"),  # and one that comes late
+        ([OFF, ("subscribed", 10, "at once")], "unsubscribed"),
+        ([OFF, ("subscribed", 20, "again")], ""),
+        ([OFF, ("subscribed", 20, "again"), OFF], ""),
+        ([OFF, ("subscribed", 20, "again"), ("unsubscribed", 30, "off again"), ("subscribed", 20, "again")], "unsubscribed"),
+        ([("unsubscribed", 30, "off again"), OFF, ("subscribed", 20, "again")], "unsubscribed"),
+        ([OFF, ("subscribed", 20, "off")], "unsubscribed"),  # one id, two contents
+        ([SPAM, ("subscribed", 20, "again")], "complained"),
+    ],
+)
+def test_only_who_subscribes_later_may_be_written_to_again(
+    subscriber: Subscriber, said: list[tuple[str, int, str]], why: str, together: bool
+) -> None:
+    """A subscription takes back an unsubscribe that it came after, by the time of both; one that is repeated or late takes back nothing."""
+    for part in [said] if together else [[one] for one in said]:
+        subscriber.hear(*part)
+        subscriber.why()
+    assert subscriber.why() == subscriber.why(rebuild=True) == why
+
+
+def test_a_store_that_believes_repetitions_is_caught(subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: where a webhook that is delivered again counts anew, somebody who left is written to."""
+    believing = Changes._suppressions
+    monkeypatch.setattr(Changes, "_suppressions", lambda changes, prepared, effects: believing(changes, prepared, []))
+    for one in (SOME_TIME, OFF, SOME_TIME):
+        subscriber.hear(one)
+    assert subscriber.why() == ""
+
+
+def test_while_the_store_is_made_anew_nobody_is_said_to_be_reachable(tmp_path: Path) -> None:
+    """Who has unsubscribed is not known by a store that was emptied and has not caught up: who asks is told so, and not that nobody has."""
+    subscriber = Subscriber(tmp_path)
+    subscriber.hear(OFF)
+    assert subscriber.why() == "unsubscribed"
+    numbers = Numbers(subscriber.config)
+    assert numbers.suppressed(["ada@x.example"]) and numbers.position()[0] == 1
+    with Reader(subscriber.config.folder / "log") as reader:
+        engine = Engine(subscriber.config, reader, rebuild=True)
+        assert numbers.position() == (0, 0)
+        with pytest.raises(TooSlow):
+            numbers.suppressed(["ada@x.example"])
+        engine.catch_up()
+        engine.commit()
+        engine.close()
+    assert numbers.suppressed(["ada@x.example"]) == {"ada@x.example": "unsubscribed"}
+    numbers.close()
+    subscriber.writer.close()

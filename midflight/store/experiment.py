@@ -12,7 +12,7 @@ from ..decide.delays import BUCKETS
 from ..decide.guardrails import Counts
 from ..kit.clock import Clock
 from ..stream.measures import DELAY_EDGES_S, DELAYS
-from .read import Store, View
+from .read import Store, TooSlow, View
 
 # What counts as a response, by goal: the kind of delay by which its age is known, and the measures of all and of people's alone.
 RESPONSES = {
@@ -40,6 +40,7 @@ class Numbers:
 
     def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self.store = Store(config, clock)
+        self.reached = 0  # the log position up to which everything was counted once
 
     def close(self) -> None:
         self.store.close()
@@ -47,7 +48,15 @@ class Numbers:
     def position(self) -> tuple[int, int]:
         """Return the log position behind what is counted, and the time of the last record, in us."""
         with self.store.view() as view:
+            self.reached = max(self.reached, view.position)
             return view.position, view.log_time_us
+
+    def _reach(self, view: View) -> None:
+        if view.position < self.reached:
+            raise TooSlow(
+                "The numbers are made anew: who has unsubscribed is not known yet", expected=f"position {self.reached}", got=view.position
+            )
+        self.reached = view.position
 
     def orders(self, after: int) -> list[tuple[int, int, bytes]]:
         """Return orders with a position above ``after``, with position and time, in order."""
@@ -56,9 +65,11 @@ class Numbers:
             return view.db.execute(sql, (after, orders_max)).fetchall()
 
     def suppressed(self, recipients: Iterable[str]) -> dict[str, str]:
-        """Return those of these recipients who must not be written to, and why."""
+        """Return those of these recipients who must not be written to, and why. Raises TooSlow while the store is made anew: then it does
+        not know them yet."""
         asked = msgspec.json.encode(list(recipients)).decode()
         with self.store.view() as view:
+            self._reach(view)
             return dict(
                 view.db.execute("SELECT recipient, why FROM suppressions WHERE recipient IN (SELECT value FROM json_each(?))", (asked,))
             )

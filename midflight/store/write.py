@@ -74,7 +74,7 @@ _RECEIPT = (
 )
 
 
-_BOUNCED, _HARD = KINDS.index("bounced"), BOUNCE_CLASSES.index("hard")
+_BOUNCED, _HARD, _SUBSCRIBED = KINDS.index("bounced"), BOUNCE_CLASSES.index("hard"), KINDS.index("subscribed")
 _WHY = {KINDS.index(name): name if name != "subscribed" else "" for name in ("unsubscribed", "complained", "bounced", "subscribed")}
 _SUPPRESSING = np.isin(np.arange(256), list(_WHY))
 
@@ -124,26 +124,34 @@ class Changes:
         self.drops.update(prepared.drops)
         self.dead += [*prepared.dead, *conflicts]
         self.replayed += prepared.replayed
-        self._suppressions(prepared)
+        self._suppressions(prepared, effects)
         for record in prepared.asked:
             self._asked(record)
         self.next_position, self.log_time_us = prepared.next_position, prepared.log_time_us
         return self
 
-    def _suppressions(self, prepared: Prepared) -> None:
-        """Note who asked for no more, complained, or has no mailbox."""
+    def _suppressions(self, prepared: Prepared, effects: list[Effects]) -> None:
+        """Note who asked for no more, complained, or has no mailbox; and who subscribed again, later than he asked for no more."""
         kind, batch = prepared.batch.kind, prepared.batch
-        rows = np.flatnonzero(_SUPPRESSING[kind] & ((kind != _BOUNCED) | (batch.bounce == _HARD)))
-        if not rows.size:
+        found = _SUPPRESSING[kind] & ((kind != _BOUNCED) | (batch.bounce == _HARD))
+        if not found.any():
             return
+        # What was heard before is no news, and of a contradiction nobody knows which half is true: it takes back nothing.
+        for effect in effects:
+            found[effect.duplicates] = False
+            found[effect.conflicts[kind[effect.conflicts] == _SUBSCRIBED]] = False
+        rows = np.flatnonzero(found)
         for row, recipient in zip(rows.tolist(), prepared.recipients(rows), strict=True):
             if not recipient or recipient.startswith("id:"):
                 continue
-            why = _WHY[int(kind[row])]
-            before = self.suppressions.get(recipient, ("", 0))[0]
+            why, at_us = _WHY[int(kind[row])], int(batch.at_us[row])
+            before, before_us = self.suppressions.get(recipient, ("", -1))
             # Somebody who subscribes again is not therefore reachable again, and has not withdrawn a complaint.
             if why not in ("", "unsubscribed") or before in ("", "unsubscribed"):
-                self.suppressions[recipient] = (why, int(batch.at_us[row]))
+                if why == before:
+                    at_us = max(at_us, before_us)
+                if why or not before or at_us > before_us:
+                    self.suppressions[recipient] = (why, at_us)
 
     def _asked(self, record: Record) -> None:
         if record.kind == "definition":
@@ -340,12 +348,13 @@ class StoreWriter:
     def _asked(self, changes: Changes) -> None:
         """Write who must not be written to, what people asked for, and what the advisor told."""
         self.db.executemany(
-            "INSERT INTO suppressions VALUES (?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET why = excluded.why, at_us = excluded.at_us "
+            "INSERT INTO suppressions VALUES (?, ?, ?) ON CONFLICT (recipient) DO UPDATE SET why = excluded.why, "
+            "at_us = CASE WHEN why = excluded.why THEN max(at_us, excluded.at_us) ELSE excluded.at_us END "
             "WHERE why = 'unsubscribed' OR excluded.why <> 'unsubscribed'",
             [(recipient, why, at_us) for recipient, (why, at_us) in changes.suppressions.items() if why],
         )
-        again = [(recipient,) for recipient, (why, _) in changes.suppressions.items() if not why]
-        self.db.executemany("DELETE FROM suppressions WHERE recipient = ? AND why = 'unsubscribed'", again)
+        again = [(recipient, at_us) for recipient, (why, at_us) in changes.suppressions.items() if not why]
+        self.db.executemany("DELETE FROM suppressions WHERE recipient = ? AND why = 'unsubscribed' AND at_us < ?", again)
         self.db.executemany("INSERT OR IGNORE INTO orders VALUES (?, ?, ?)", changes.orders)
         # The first answer stands: whoever asked twice at once was told the same by the door, or this one is what it told first.
         self.db.executemany("INSERT OR IGNORE INTO advised VALUES (?, ?, ?, ?, ?)", changes.advised)
