@@ -908,7 +908,8 @@ SOME_TIME = ("subscribed", 0, "some time")
         ([OFF, ON], "unsubscribed"),  # and one that comes late
         ([OFF, ("subscribed", 10, "at once")], "unsubscribed"),
         ([OFF, ("subscribed", 20, "again")], ""),
-        ([OFF, ("subscribed", 20, "again"), OFF], ""),
+        ([OFF, ("subscribed", 20, "again"), OFF], "unsubscribed"),  # who leaves is heard, also by an id that is known
+        ([OFF, ("subscribed", 20, "again"), ("unsubscribed", 30, "off")], "unsubscribed"),
         ([OFF, ("subscribed", 20, "again"), ("unsubscribed", 30, "off again"), ("subscribed", 20, "again")], "unsubscribed"),
         ([("unsubscribed", 30, "off again"), OFF, ("subscribed", 20, "again")], "unsubscribed"),
         ([OFF, ("subscribed", 20, "off")], "unsubscribed"),  # one id, two contents

@@ -136,10 +136,10 @@ class Changes:
         found = _SUPPRESSING[kind] & ((kind != _BOUNCED) | (batch.bounce == _HARD))
         if not found.any():
             return
-        # What was heard before is no news, and of a contradiction nobody knows which half is true: it takes back nothing.
+        # A repetition takes back nothing, nor a contradiction. Who leaves is always heard: within a minute somebody may do so twice.
         for effect in effects:
-            found[effect.duplicates] = False
-            found[effect.conflicts[kind[effect.conflicts] == _SUBSCRIBED]] = False
+            for rows in (effect.duplicates, effect.conflicts):
+                found[rows[kind[rows] == _SUBSCRIBED]] = False
         rows = np.flatnonzero(found)
         for row, recipient in zip(rows.tolist(), prepared.recipients(rows), strict=True):
             if not recipient or recipient.startswith("id:"):
