@@ -295,6 +295,17 @@ def test_the_engine_reads_what_the_page_writes(door: Running) -> None:
     assert suppressions(door) == {}
 
 
+def test_whoever_changes_his_mind_within_a_minute_has_the_last_word(door: Running) -> None:
+    """Each choice on the page counts as the page says, also where the same was chosen a moment before."""
+    for _ in range(3):
+        door.post(path(), ONE_CLICK)
+        assert suppressions(door) == {"ada@example.com": "unsubscribed"}
+        door.post(path(), b"choice=subscribe", FORM)
+        assert suppressions(door) == {}
+    door.post(path(), ONE_CLICK)
+    assert suppressions(door) == {"ada@example.com": "unsubscribed"}
+
+
 def test_forged_links_do_nothing(door: Running) -> None:
     """A token that is not ours gets a page that says what to do, by GET and by POST, and nothing is written."""
     token = path().removeprefix("/u/")

@@ -184,9 +184,10 @@ def wanted(exchange: Exchange) -> tuple[str, str]:
 
 
 def record_of(link: Link, kind: str, reason: str, exchange: Exchange) -> Record:
-    """Return the record of one change. The same change within a minute has the same id, so that repeats count once."""
-    minute = exchange.at_us // 60_000_000
-    mark = hashlib.blake2b(msgspec.msgpack.encode((*link, kind, minute)), digest_size=16).hexdigest()
+    """Return the record of one change. Unsubscribes within a minute share an id, so that repeats count once. Each subscription has its own:
+    the store takes a repeated one for old news, and would not hear who left in between and came back within the minute."""
+    at = exchange.at_us // 60_000_000 if kind == "unsubscribed" else exchange.at_us
+    mark = hashlib.blake2b(msgspec.msgpack.encode((*link, kind, at)), digest_size=16).hexdigest()
     event = Event(
         source=SOURCE, event_id=f"u:{mark}", kind=kind, occurred_at_us=exchange.at_us, recipient=link.recipient, campaign=link.campaign,
         variant=link.variant, wave=link.wave, reason=reason,
