@@ -1,0 +1,269 @@
+"""Definitions of segments and rules become arrays of numbers that compiled code runs for each person.
+
+A segment is one expression over atoms in postfix order. An atom asks one thing of a person; its truth may end or begin by time alone.
+A watch is what a rule waits for in a person: an event, or coming into a segment or leaving it; then for some time that something else does
+not happen; and a condition that has to hold at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from ..events import KINDS
+from ..kit.errors import MidflightError, nearest
+from .conditions import Attribute, Condition, Did, Every, InSegment, No, Provider, Revenue, Some
+from .hashing import hash_text
+from .providers import PROVIDERS
+
+segments_max = 1024
+watches_max = 1024
+code_max = 200_000
+stack_max = 64
+
+# Codes of an expression below 0; from 0 on they are atoms.
+AND, OR, NOT, YES, NO = -1, -2, -3, -4, -5
+# What an atom asks.
+A_DID, A_REVENUE, A_ATTRIBUTE, A_PROVIDER = range(4)
+# How it compares.
+ABOVE, BELOW, AT_LEAST, AT_MOST, IS_NUMBER, IS_TEXT, KNOWN = range(7)
+_SIGNS = {"above": ABOVE, "below": BELOW, "at_least": AT_LEAST, "at_most": AT_MOST}
+# What a watch begins with.
+ON_EVENT, ON_ENTER, ON_LEAVE = range(3)
+
+ATOM = np.dtype(
+    [
+        ("within", "i8"),  # us, 0 = ever
+        ("name", "u8"),  # hash of a tracked event's name
+        ("text", "u8"),
+        ("number", "f8"),
+        ("campaign", "u4"),
+        ("attribute", "u4"),
+        ("n", "i4"),
+        ("ask", "u1"),
+        ("kind", "u1"),
+        ("sign", "u1"),
+        ("provider", "u2"),
+    ],
+    align=True,
+)
+WATCH = np.dtype(
+    [
+        ("wait", "i8"),
+        ("name", "u8"),
+        ("unless_name", "u8"),
+        ("campaign", "u4"),
+        ("unless_campaign", "u4"),
+        ("where", "i4"),  # expression, -1 = none
+        ("segment", "i4"),
+        ("unless", "i2"),  # kind, -1 = none
+        ("on", "u1"),
+        ("kind", "u1"),
+    ],
+    align=True,
+)
+
+
+class Program(NamedTuple):
+    """All definitions at one position of the log, ready to run."""
+
+    atoms: np.ndarray  # ATOM [n]
+    code: np.ndarray  # int32
+    start: np.ndarray  # int32 [expressions + 1]; the first ones are the segments', in their order
+    segments: int
+    watches: np.ndarray  # WATCH [n]
+    # kind -> segments that an event of it may change, as (segment, campaign or 0): rows from of_kind[kind] to of_kind[kind + 1]
+    of_kind: np.ndarray  # int32 [kinds + 1]
+    of_kind_segment: np.ndarray  # int32
+    of_kind_campaign: np.ndarray  # uint32
+    by_acts: np.ndarray  # int32, segments that ask for what people did
+    by_attribute: np.ndarray  # int32, segments that ask for attributes
+    by_time: np.ndarray  # int32, segments that time alone may change
+    on_kind: np.ndarray  # int32 [kinds + 1]; on_kind_watch: the watches that an event of the kind may begin
+    on_kind_watch: np.ndarray
+    on_segment: np.ndarray  # int32, watches that begin with coming into a segment or leaving it
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rule waits for in a person."""
+
+    on: str  # "event", "enter", "leave"
+    kind: str = ""
+    campaign: str = ""
+    name: str = ""
+    segment: str = ""
+    wait_us: int = 0
+    unless: Did | None = None
+    where: Condition | None = None
+
+
+class Circle(MidflightError):
+    """Segments that are made of each other."""
+
+    code = "bad_condition"
+
+
+def name_key(name: str) -> int:
+    """Return the key of a tracked event's name."""
+    return hash_text("name " + name)[0] if name else 0
+
+
+def value_of(value: object) -> tuple[float, int]:
+    """Return an attribute's value as (number, key of its text); not a number where it is none. Text is compared without regard to case."""
+    if isinstance(value, bool):
+        return float("nan"), hash_text("yes" if value else "no")[0]
+    if isinstance(value, int | float):
+        number = float(value) if abs(value) < 1e300 else float("inf")
+        return number, hash_text(f"{number:g}")[0]
+    text = str(value).strip().casefold()[:200]
+    text = {"true": "yes", "false": "no"}.get(text, text)
+    try:
+        number = float(text) if text[:1].isdigit() or text[:1] in "+-." else float("nan")
+    except ValueError:
+        number = float("nan")
+    return number, hash_text(text)[0]
+
+
+def whole(segments: dict[str, Condition], condition: Condition, within: tuple[str, ...] = ()) -> Condition:
+    """Return a condition with the segments that it names put in. Raises Circle, or MidflightError for a segment that is not there."""
+    match condition:
+        case Every(parts):
+            return Every(tuple(whole(segments, part, within) for part in parts))
+        case Some(parts):
+            return Some(tuple(whole(segments, part, within) for part in parts))
+        case No(part):
+            return No(whole(segments, part, within))
+        case InSegment(name):
+            if name in within:
+                raise Circle("Segments are made of each other", got=" -> ".join((*within, name)), todo="Take one out of the circle")
+            if name not in segments:
+                raise MidflightError(f"Unknown segment `{name}`", todo=nearest(name, segments))
+            return whole(segments, segments[name], (*within, name))
+    return condition
+
+
+class Compiler:
+    """Builds a program. ``number(kind, name)`` gives the numbers of campaigns and attributes."""
+
+    def __init__(self, number: Callable[[str, str], int]) -> None:
+        self.number = number
+        self.atoms: dict[tuple, int] = {}
+        self.code: list[int] = []
+        self.start: list[int] = [0]
+
+    def expression(self, condition: Condition) -> int:
+        """Add an expression; return its number."""
+        if self._depth(condition) > stack_max or len(self.code) > code_max:
+            raise MidflightError("A definition is too large", expected=f"at most {code_max:,} steps in all")
+        self._emit(condition)
+        self.start.append(len(self.code))
+        return len(self.start) - 2
+
+    def _depth(self, condition: Condition) -> int:
+        match condition:
+            case Every(parts) | Some(parts):
+                return 1 + max(map(self._depth, parts))
+            case No(part):
+                return self._depth(part)
+        return 1
+
+    def _emit(self, condition: Condition) -> None:
+        match condition:
+            case Every(parts) | Some(parts):
+                self._emit(parts[0])
+                for part in parts[1:]:
+                    self._emit(part)
+                    self.code.append(AND if isinstance(condition, Every) else OR)
+            case No(part):
+                self._emit(part)
+                self.code.append(NOT)
+            case _:
+                self.code.append(self.atoms.setdefault(self._atom(condition), len(self.atoms)))
+
+    def _atom(self, condition: Condition) -> tuple:
+        """Return an atom's fields in the order of ATOM."""
+        match condition:
+            case Did(kind, n, within, campaign, name):
+                of = self.number("campaign", campaign) if campaign else 0
+                return within, name_key(name), 0, 0.0, of, 0, n, A_DID, KINDS.index(kind), 0, 0
+            case Revenue(sign, amount, within):
+                return within, 0, 0, amount, 0, 0, 0, A_REVENUE, KINDS.index("converted"), _SIGNS[sign], 0
+            case Attribute(name, sign, value):
+                number, text = value_of(value)
+                if sign == "is":
+                    code = IS_NUMBER if isinstance(value, float) else IS_TEXT
+                else:
+                    code = _SIGNS.get(sign, KNOWN)
+                number = number if code < IS_TEXT else 0.0
+                return 0, 0, text if code == IS_TEXT else 0, number, 0, self.number("trait", name), 0, A_ATTRIBUTE, 0, code, 0
+            case Provider(name):
+                return 0, 0, 0, 0.0, 0, 0, 0, A_PROVIDER, 0, 0, PROVIDERS.index(name)
+        raise AssertionError(condition)
+
+    def atoms_of(self, expression: int) -> list[int]:
+        return sorted({code for code in self.code[self.start[expression] : self.start[expression + 1]] if code >= 0})
+
+
+def compiled(segments: dict[str, Condition], watches: list[Watch], number: Callable[[str, str], int]) -> Program:
+    """Return the program of segments and watches, in this order. Raises MidflightError."""
+    if len(segments) > segments_max or len(watches) > watches_max:
+        raise MidflightError("Too many definitions", expected=f"at most {segments_max} segments and {watches_max} rules about people")
+    compiler = Compiler(number)
+    names = list(segments)
+    for name in names:
+        compiler.expression(whole(segments, segments[name], (name,)))
+    rows = np.zeros(len(watches), WATCH)
+    for row, watch in zip(rows, watches, strict=True):
+        row["on"] = ("event", "enter", "leave").index(watch.on)
+        row["kind"] = KINDS.index(watch.kind) if watch.kind else 0
+        row["campaign"] = number("campaign", watch.campaign) if watch.campaign else 0
+        row["name"], row["wait"] = name_key(watch.name), watch.wait_us
+        row["segment"] = names.index(watch.segment) if watch.segment else -1
+        row["where"] = compiler.expression(whole(segments, watch.where)) if watch.where is not None else -1
+        row["unless"] = -1
+        if watch.unless is not None:
+            row["unless"] = KINDS.index(watch.unless.kind)
+            row["unless_campaign"] = number("campaign", watch.unless.campaign) if watch.unless.campaign else 0
+            row["unless_name"] = name_key(watch.unless.name)
+    atoms = np.array(list(compiler.atoms), ATOM) if compiler.atoms else np.zeros(0, ATOM)
+    return _indexed(compiler, atoms, len(names), rows)
+
+
+def _indexed(compiler: Compiler, atoms: np.ndarray, segments: int, watches: np.ndarray) -> Program:
+    of_kind: list[list[tuple[int, int]]] = [[] for _ in KINDS]
+    by_acts, by_attribute, by_time = [], [], []
+    for segment in range(segments):
+        asked = atoms[compiler.atoms_of(segment)]
+        acts = asked[asked["ask"] <= A_REVENUE]
+        for kind in np.unique(acts["kind"]).tolist():
+            campaigns = np.unique(acts["campaign"][acts["kind"] == kind])
+            # One that asks for any campaign asks for all.
+            of_kind[kind] += [(segment, 0)] if 0 in campaigns else [(segment, int(campaign)) for campaign in campaigns]
+        if acts.size:
+            by_acts.append(segment)
+        if (asked["ask"] == A_ATTRIBUTE).any():
+            by_attribute.append(segment)
+        if (acts["within"] > 0).any():
+            by_time.append(segment)
+    pairs = [pair for found in of_kind for pair in found]
+    on_kind = [[w for w, watch in enumerate(watches) if watch["on"] == ON_EVENT and watch["kind"] == kind] for kind in range(len(KINDS))]
+    int32 = np.int32
+    return Program(
+        atoms=atoms,
+        code=np.array(compiler.code, int32),
+        start=np.array(compiler.start, int32),
+        segments=segments,
+        watches=watches,
+        of_kind=np.cumsum([0, *map(len, of_kind)]).astype(int32),
+        of_kind_segment=np.array([segment for segment, _ in pairs], int32),
+        of_kind_campaign=np.array([campaign for _, campaign in pairs], np.uint32),
+        by_acts=np.array(by_acts, int32),
+        by_attribute=np.array(by_attribute, int32),
+        by_time=np.array(by_time, int32),
+        on_kind=np.cumsum([0, *map(len, on_kind)]).astype(int32),
+        on_kind_watch=np.array([w for found in on_kind for w in found], int32),
+        on_segment=np.flatnonzero(watches["on"] != ON_EVENT).astype(int32),
+    )
