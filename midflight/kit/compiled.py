@@ -14,6 +14,9 @@ entry = numba.njit(cache=True, _nrt=False)
 # Functions that only compiled code calls need no entry from Python, which is half of what there is to compile.
 inner = numba.njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, _nrt=False)
 
+# The same for larger ones: a call costs little beside what they do, and each stands in the code once.
+step = numba.njit(cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
+
 
 def keep_compiled(*packages: str) -> None:
     """Keep the compiled functions of packages in a folder named after their sources.

@@ -146,7 +146,7 @@ class _Reading:
         self._only(raw, where, word)
         parts = raw[word]
         if not isinstance(parts, list) or not parts:
-            raise BadCondition(f"`{word}` needs conditions", expected="a list with at least one", got=_shown(parts), where=f"{where}.{word}")
+            raise BadCondition(f"`{word}` needs conditions", expected="a list of them", got=_shown(parts), where=f"{where}.{word}")
         return tuple(self.read(part, f"{where}.{word}[{i}]", depth + 1) for i, part in enumerate(parts))
 
     def _all(self, raw: dict, where: str, depth: int) -> Condition:
@@ -302,13 +302,19 @@ def words(condition: Condition, negated: bool = False) -> str:
         case Attribute(name, "known", _):
             return f"`{name}` is {no}known"
         case Attribute(name, "is", value):
-            return f"`{name}` is {no}{'yes' if value is True else 'no' if value is False else f'{value:g}' if isinstance(value, float) else value}"
+            return f"`{name}` is {no}{_said(value)}"
         case Attribute(name, sign, value):
             return f"`{name}` {no}{_SIGNS[sign]} {value:g}"
         case Provider(name):
             return f"{no}at {name}"
         case InSegment(name):
             return f"{no}in segment `{name}`"
+
+
+def _said(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def parts_of(condition: Condition):

@@ -12,7 +12,7 @@ from ..events import AGENTS
 from ..log.record import Record
 from ..sources.source import Source
 from .agents import HUMAN, MACHINE, agent_of_user_agent
-from .batch import Batch
+from .batch import Batch, Given
 from .fold import DAY_US, SURE
 from .hashing import hash_text
 from .interning import HashIds
@@ -275,10 +275,14 @@ class _Assembly:
             value=np.zeros(rows, np.int64),
             traits=zeros.copy(),
             row=np.arange(rows),
+            received=self._log_times(),
+            given=self._given(),
         )
         for row, value, order in self.parsed.money:
             batch.value[self._row(row)] = value
             batch.order[self._row(row)] = order
+        for row, name in self.parsed.named:
+            batch.order[self._row(row)] = name
         for row, packed in self.parsed.traits:
             batch.traits[self._row(row)] = packed
         for row in self.parsed.withdrawn:
@@ -286,6 +290,15 @@ class _Assembly:
             # A withdrawal is an event of its own: it must not look like a repetition of what it takes out.
             batch.id_lo[self._row(row)] ^= np.uint64(0xFFFFFFFF00000000)
         return batch._replace(content=contents(batch, columns["url"]))
+
+    def _log_times(self) -> np.ndarray:
+        """Return per row when its record was appended: what "now" means to it, also where it is a dead letter that is read again."""
+        return np.array([record.at_us for record in self.records], np.int64)[self.columns["record"]]
+
+    def _given(self) -> Given:
+        rows, names, numbers, texts = zip(*self.parsed.given, strict=True) if self.parsed.given else ((), (), (), ())
+        place = np.array([self._row(row) for row in rows], np.int64)
+        return Given(place, np.array(names, np.uint32), np.array(numbers, np.float64), np.array(texts, np.uint64))
 
     def _times(self) -> np.ndarray:
         """Use the vendor's time where it can be true: nothing happens after it was reported, and nobody mailed campaigns in 1970."""

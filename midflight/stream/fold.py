@@ -13,6 +13,7 @@ from numba import njit
 from ..events import KINDS
 from ..kit.compiled import entry, inner
 from .agents import HUMAN, MACHINE, PROXIED, burst_urls_min, burst_us, too_soon_us
+from .facts import CLICK, OPEN, counts, measure_of_bounce, measure_of_kind
 from .hashing import ahead, near, nearer, prefetch
 from .measures import DELAY_EDGES_S, MEASURE
 from .ordered import following, place
@@ -32,9 +33,9 @@ from .tables import (
     tag_of,
     tagged,
 )
+from .watching import ON, TOLDS, add_act, let_pass, room_needed, set_attribute, watch_row
 
 SURE = 4  # bit of a node's base: timing cannot overrule
-OPEN, CLICK = 100, 101
 SECOND_US = 1_000_000
 MINUTE_US = 60_000_000
 DAY_US = 86_400_000_000
@@ -54,11 +55,6 @@ K_PAGED = KINDS.index("paged")
 K_TRACKED = KINDS.index("tracked")
 K_INBOUND = KINDS.index("inbound")
 
-# Kind -> measure that is counted once per message; -1 for kinds with a way of their own.
-_ONCE = np.full(len(KINDS), -1, np.int64)
-for _kind in "queued sent delivered deferred rejected failed complained unsubscribed subscribed autoresponded".split():
-    _ONCE[KINDS.index(_kind)] = MEASURE[_kind]
-_BOUNCED = np.array([MEASURE["bounced_soft"], MEASURE["bounced_hard"], MEASURE["bounced_soft"], MEASURE["bounced_block"]])
 _EDGES_US = np.array(DELAY_EDGES_S, np.int64) * 1_000_000
 
 M_SENT = MEASURE["sent"]
@@ -293,19 +289,6 @@ def _contribute(cells, state, m, sign):
 
 
 @inner
-def _counts(conversions, c):
-    """Whether conversion c counts: not if an earlier one has the same order id. The list is latest first."""
-    if conversions[c].order == 0:
-        return True
-    other = conversions[c].next
-    while other != NIL:
-        if conversions[other].order == conversions[c].order:
-            return False
-        other = conversions[other].next
-    return True
-
-
-@inner
 def _credited(state, r, at, window_us):
     """Return the message whose human click is the last one at or before `at` within the window, or NIL."""
     messages, nodes = state.messages, state.nodes
@@ -331,7 +314,7 @@ def _contribute_conversions(cells, state, r, window_us, sign):
     messages, conversions = state.messages, state.conversions
     c = state.recipients[r].conversions
     while c != NIL:
-        if _counts(conversions, c):
+        if counts(conversions, c):
             at = conversions[c].at
             m = _credited(state, r, at, window_us)
             provider = state.recipients[r].provider
@@ -357,7 +340,7 @@ def _first_of_message(state, r, c, m, window_us):
     conversions = state.conversions
     other = conversions[c].next
     while other != NIL:
-        if _counts(conversions, other) and _credited(state, r, conversions[other].at, window_us) == m:
+        if counts(conversions, other) and _credited(state, r, conversions[other].at, window_us) == m:
             return False
         other = conversions[other].next
     return True
@@ -370,7 +353,7 @@ def _converted_at(state, r, m, window_us):
     c = state.recipients[r].conversions
     while c != NIL:
         at = state.conversions[c].at
-        if _counts(state.conversions, c) and _credited(state, r, at, window_us) == m:
+        if counts(state.conversions, c) and _credited(state, r, at, window_us) == m:
             found = at
         c = state.conversions[c].next
     return found
@@ -418,7 +401,7 @@ def find_messages(state, msg, source, kind, result, rcpt_row, rows):
         later = min(i + near, msg.size - 1)
         prefetch(messages, np.int64(row_expected(slots, message_tag(msg[later], rcpt_row[later]))))
         rows[i] = NIL
-        if result[i] != FOLDED or _ONCE[kind[i]] < 0 and kind[i] != K_BOUNCED and kind[i] != K_OPENED and kind[i] != K_CLICKED:
+        if result[i] != FOLDED or measure_of_kind[kind[i]] < 0 and kind[i] != K_BOUNCED and kind[i] != K_OPENED and kind[i] != K_CLICKED:
             continue
         r = rcpt_row[i]
         tag = message_tag(msg[i], r)
@@ -707,14 +690,84 @@ def _without_message(cells, state, batch, i, r):
         cells.value[row, M_UNKNOWN] += 1
 
 
+NO_ROOM, OWN_KIND, OTHER_KINDS = range(3)
+
+
+@inner
+def _fold_row(cells, state, batch, i, r, m, window_us):
+    """Fold row i; return whether it found NO_ROOM, and else whether it may have changed what events of OTHER_KINDS meant."""
+    kind = batch.kind[i]
+    at = batch.at_us[i]
+    messages = state.messages
+    if m == NIL:
+        if kind == K_CONVERTED or (kind == K_IDENTIFIED and batch.traits[i] != 0):
+            if not _has_room(cells, 2 * _weight(state, r) + 16):
+                return NO_ROOM
+            if kind == K_CONVERTED:
+                _convert(cells, state, batch, i, r, window_us)
+            else:
+                # The key of all cells of this recipient may change.
+                _contribute_all(cells, state, r, window_us, -1)
+                _set_traits(state, r, at, batch.traits[i])
+                _contribute_all(cells, state, r, window_us, 1)
+        elif kind != K_IDENTIFIED:
+            _without_message(cells, state, batch, i, r)
+        return OWN_KIND
+    base = batch.agent[i]
+    if kind == K_OPENED:
+        what = OPEN
+    elif kind == K_CLICKED:
+        what = CLICK
+    elif kind == K_BOUNCED:
+        what = measure_of_bounce[batch.bounce[i]]
+    else:
+        what = measure_of_kind[kind]
+    news = (
+        (messages[m].campaign == 0 and batch.campaign[i] != 0)
+        or (messages[m].variant == 0 and batch.variant[i] != 0)
+        or (messages[m].wave == 0 and batch.wave[i] != 0)
+    )
+    if news and messages[m].nodes == NIL and messages[m].sent < 0 and messages[m].delivered < 0:
+        _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
+        news = False
+    buyer = state.recipients[r].conversions != NIL
+    if what != CLICK and not news and _short_way(cells, state, m, at, what, base, batch.url[i]):
+        return OWN_KIND
+    before = _first_human_click(state.nodes, messages[m].nodes)
+    if what == CLICK and not news and not buyer and _short_way(cells, state, m, at, what, base, batch.url[i]):
+        _touch(cells, m, i, before)
+        return OWN_KIND
+    if not _has_room(cells, 2 * (_weight(state, r) if buyer else _weight_of_message(state, m)) + 16):
+        return NO_ROOM
+    _contribute(cells, state, m, -1)
+    if buyer:
+        _contribute_conversions(cells, state, r, window_us, -1)
+    _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
+    if what >= OPEN:
+        _insert_node(state, m, at, what, base, batch.url[i])
+    else:
+        _set_once(state, m, at, what)
+    _judge(state.nodes, messages[m].nodes, messages[m].delivered)
+    _contribute(cells, state, m, 1)
+    _touch(cells, m, i, before)
+    if buyer:
+        _contribute_conversions(cells, state, r, window_us, 1)
+        _touch_all(cells, state, r, i)
+    return OTHER_KINDS
+
+
 @entry
-def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
-    """Fold the rows of a batch from `start` on; return the row that found no room in `cells`, or the number of rows.
+def fold(cells, state, known, program, told, scratch, batch, result, rcpt_row, msg_row, window_us, start):
+    """Fold the rows of a batch from `start` on; return the row that found no room in `cells` or `told`, or the number of rows.
 
     ``cells.touched`` collects messages whose first human click or conversion may have changed; the caller reads their final state.
+    ``told`` collects what segments and rules make of each row, and of the time before it.
     """
-    kinds, at_us, base, bounce = batch.kind, batch.at_us, batch.agent, batch.bounce
-    messages = state.messages
+    kinds, messages = batch.kind, state.messages
+    given = batch.given
+    next_given = 0
+    while next_given < given.row.size and given.row[next_given] < start:
+        next_given += 1
     for i in range(start, kinds.size):
         later = min(i + ahead, kinds.size - 1)
         prefetch(messages, np.int64(msg_row[later]))
@@ -726,66 +779,31 @@ def fold(cells, state, batch, result, rcpt_row, msg_row, window_us, start):
         if msg_row[later] != NIL and messages[msg_row[later]].nodes != NIL:
             prefetch(state.nodes, np.int64(state.nodes[messages[msg_row[later]].nodes].next))
         if result[i] != FOLDED:
+            while next_given < given.row.size and given.row[next_given] == i:
+                next_given += 1
             continue
         if not _has_room(cells, 16):
             return i
-        kind = kinds[i]
-        at = at_us[i]
-        r = rcpt_row[i]
-        m = msg_row[i]
-        if m == NIL:
-            if kind == K_CONVERTED or (kind == K_IDENTIFIED and batch.traits[i] != 0):
-                if not _has_room(cells, 2 * _weight(state, r) + 16):
-                    return i
-                if kind == K_CONVERTED:
-                    _convert(cells, state, batch, i, r, window_us)
-                else:
-                    # The key of all cells of this recipient may change.
-                    _contribute_all(cells, state, r, window_us, -1)
-                    _set_traits(state, r, at, batch.traits[i])
-                    _contribute_all(cells, state, r, window_us, 1)
-            elif kind != K_IDENTIFIED:
-                _without_message(cells, state, batch, i, r)
-            continue
-        if kind == K_OPENED:
-            what = OPEN
-        elif kind == K_CLICKED:
-            what = CLICK
-        elif kind == K_BOUNCED:
-            what = _BOUNCED[bounce[i]]
-        else:
-            what = _ONCE[kind]
-        news = (
-            (messages[m].campaign == 0 and batch.campaign[i] != 0)
-            or (messages[m].variant == 0 and batch.variant[i] != 0)
-            or (messages[m].wave == 0 and batch.wave[i] != 0)
-        )
-        if news and messages[m].nodes == NIL and messages[m].sent < 0 and messages[m].delivered < 0:
-            _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
-            news = False
-        buyer = state.recipients[r].conversions != NIL
-        if what != CLICK and not news and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
-            continue
-        before = _first_human_click(state.nodes, messages[m].nodes)
-        if what == CLICK and not news and not buyer and _short_way(cells, state, m, at, what, base[i], batch.url[i]):
-            _touch(cells, m, i, before)
-            continue
-        if not _has_room(cells, 2 * (_weight(state, r) if buyer else _weight_of_message(state, m)) + 16):
+        r, m = rcpt_row[i], msg_row[i]
+        watched = known.used[ON] != 0 and state.recipients[r].key != 0
+        if watched:
+            if not let_pass(program, state, known, told, batch.received[i], scratch):
+                return i
+            if known.used[TOLDS] + room_needed(program, known, r) > told.size:
+                return i
+        done = _fold_row(cells, state, batch, i, r, m, window_us)
+        if done == NO_ROOM:
             return i
-        _contribute(cells, state, m, -1)
-        if buyer:
-            _contribute_conversions(cells, state, r, window_us, -1)
-        _learn(messages, m, batch.campaign[i], batch.variant[i], batch.wave[i])
-        if what >= OPEN:
-            _insert_node(state, m, at, what, base[i], batch.url[i])
-        else:
-            _set_once(state, m, at, what)
-        _judge(state.nodes, messages[m].nodes, messages[m].delivered)
-        _contribute(cells, state, m, 1)
-        _touch(cells, m, i, before)
-        if buyer:
-            _contribute_conversions(cells, state, r, window_us, 1)
-            _touch_all(cells, state, r, i)
+        changed = False
+        if m == NIL and state.recipients[r].key != 0:
+            kind = kinds[i]
+            if kind == K_TRACKED or kind == K_PAGED:
+                add_act(known, r, kind, batch.order[i], batch.at_us[i])
+            while next_given < given.row.size and given.row[next_given] == i:
+                changed |= set_attribute(known, r, given.name[next_given], batch.at_us[i], given.number[next_given], given.text[next_given])
+                next_given += 1
+        if watched:
+            watch_row(program, state, known, told, batch, i, r, m, batch.received[i], done == OTHER_KINDS, changed, scratch)
     return kinds.size
 
 

@@ -15,12 +15,15 @@ from ..sources.source import Request, Source, decode_json, encode_json
 from .agents import scanner_network
 from .hashing import hash_text, hash_texts
 from .people import People
+from .program import name_key
 from .providers import providers_of
 
 _KIND = {name: code for code, name in enumerate(KINDS)}
 _AGENT = {name: code for code, name in enumerate(AGENTS)}
 _BOUNCE = {name: code for code, name in enumerate(BOUNCE_CLASSES)}
-K_OPENED, K_CLICKED, K_CONVERTED, K_IDENTIFIED = (_KIND[k] for k in ("opened", "clicked", "converted", "identified"))
+K_OPENED, K_CLICKED, K_CONVERTED, K_IDENTIFIED, K_TRACKED, K_PAGED = (
+    _KIND[kind] for kind in ("opened", "clicked", "converted", "identified", "tracked", "paged")
+)
 
 ABOUT_MESSAGES = frozenset(KINDS) - {"unknown", "inbound", "converted", "identified", "paged", "tracked"}
 
@@ -57,6 +60,8 @@ class ParsedRows:
         self.events: list[Event] = []
         self.money: list[tuple[int, int, int]] = []  # (row, value, key of the order id)
         self.traits: list[tuple[int, int]] = []
+        self.named: list[tuple[int, int]] = []  # (row, key of the name of a site event)
+        self.given: list[tuple[int, int, float, int]] = []  # (row, attribute, number, key of the text)
         self.withdrawn: list[int] = []
         self.dead: list[Dead] = []
         self.replayed: list[tuple[int, int, bool]] = []
@@ -159,6 +164,9 @@ class ParsedRows:
             packed = self.people.packed(event.traits)
             if packed:
                 self.traits.append((row, packed))
+            self.given += [(row, *given) for given in self.people.given(event.traits)]
+        elif kind in (K_TRACKED, K_PAGED) and event.name:
+            self.named.append((row, name_key(event.name)))
         if user and key and kind == K_IDENTIFIED:
             for parked in self.people.learn(user, key):
                 self._move(number, user, key, parked)

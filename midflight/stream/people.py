@@ -7,8 +7,10 @@ import msgspec
 from ..config import Attribute
 from ..events import Event
 from .names import Names
+from .program import value_of
 
 VERSION = 1  # of what `snapshot` gives
+given_max = 100  # attributes that one event gives
 parked_max = 100_000  # conversions that wait for their person to be identified
 
 
@@ -50,6 +52,11 @@ class People:
             if label:
                 out |= min(self.names.id(f"attribute:{attribute.name}", label), 255) << (8 * place)
         return out
+
+    def given(self, traits: dict) -> list[tuple[int, float, int]]:
+        """Return the attributes that conditions can ask about: their number, and their value as a number and as the key of its text."""
+        plain = ((name, value) for name, value in traits.items() if isinstance(value, str | int | float | bool) and name)
+        return [(self.names.id("trait", str(name)), *value_of(value)) for name, value in list(plain)[:given_max]]
 
     def snapshot(self) -> dict:
         return {"keys": self.keys, "parked": msgspec.to_builtins(self.parked)}

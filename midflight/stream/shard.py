@@ -9,8 +9,10 @@ import numpy as np
 
 from . import fold as folding
 from . import seen as seeing
+from . import watching
 from .batch import Batch
 from .ordered import new_table
+from .program import Program, compiled
 from .tables import (
     NEVER,
     NIL,
@@ -28,7 +30,8 @@ from .tables import (
     with_room,
 )
 
-VERSION = 4
+VERSION = 5
+told_min = 4096
 
 
 class Effects(NamedTuple):
@@ -53,6 +56,9 @@ class Effects(NamedTuple):
     clicker_before: np.ndarray  # int64 us, when a person had first clicked before this batch; -1 = nobody had
     clicker_clicked_at: np.ndarray  # int64 us, -1 = the message has no human click any more
     clicker_converted_at: np.ndarray  # int64 us, 0 = not converted
+    new_person: np.ndarray  # int32, numbers of recipients who are new here
+    new_row: np.ndarray  # int64, a row of the batch about each
+    told: np.ndarray  # watching.TOLD, in log order: who entered and left segments, and what rules waited for; rows of the whole batch
 
 
 class Shard:
@@ -63,6 +69,10 @@ class Shard:
         self.dedup_days = dedup_days
         self.log_time_us = 0
         self.state: State = new_state()
+        self.known = watching.new_known()
+        self.program: Program = compiled({}, [], lambda kind, name: 0)
+        self._scratch = watching.new_scratch()
+        self._told = np.zeros(told_min, watching.TOLD)
 
     # -- the four verbs --------------------------------------------------------------------------------------------------
 
@@ -73,24 +83,79 @@ class Shard:
         have been folded before this time was given.
         """
         rows = batch.kind.size
-        self.advance(log_time_us)
+        self.log_time_us = max(self.log_time_us, log_time_us)
         self.state = with_room(self.state, rows, int(np.count_nonzero(batch.traits)) * 7, self._oldest_day())
         state = self.state
         result = np.empty(rows, np.uint8)
         seeing.seen_before(state.seen, state.used, batch.id_hi, batch.id_lo, batch.content, batch.rcpt, batch.day, self.dedup_days, result)
         recipient = np.full(rows, NIL, np.int32)
+        people = int(state.used[RECIPIENTS])
         folding.find_recipients(state.recipient_slots, state.recipients, state.used, batch.rcpt, batch.provider, result, recipient)
         message = np.empty(rows, np.int32)
         folding.find_messages(state, batch.msg, batch.source, batch.kind, result, recipient, message)
         cells = new_cells(recent_from_us)
         row = 0
-        while (row := folding.fold(cells, state, batch, result, recipient, message, self.click_window_us, row)) < rows:
+        while (row := self._fold(cells, batch, result, recipient, message, row)) < rows:
             cells = grown(cells)
-        return self._effects(batch, result, cells)
+            self._more_room()
+        self._let_pass(self.log_time_us)
+        new = np.flatnonzero(recipient >= people)
+        new_person, first = np.unique(recipient[new], return_index=True)
+        return self._effects(batch, result, cells, new_person, batch.row[new[first]])
 
-    def advance(self, log_time_us: int) -> None:
-        """Let log time pass. Time never goes back."""
+    def _fold(self, cells: Cells, batch: Batch, result: np.ndarray, recipient: np.ndarray, message: np.ndarray, row: int) -> int:
+        return folding.fold(
+            cells, self.state, self.known, self.program, self._told, self._scratch, batch, result, recipient, message,
+            self.click_window_us, row,
+        )  # fmt: skip
+
+    def advance(self, log_time_us: int) -> np.ndarray:
+        """Let log time pass, which never goes back; return what that told."""
         self.log_time_us = max(self.log_time_us, log_time_us)
+        self._let_pass(self.log_time_us)
+        return self._taken()
+
+    def define(self, program: Program, segments: np.ndarray, watches: np.ndarray) -> np.ndarray:
+        """Go on with other definitions; return who is in the new segments by what is known of them, and who is no longer.
+
+        ``segments`` and ``watches`` give for each of the new program's the number that the same one had before, or -1 for one that is new
+        or has changed. What is the same goes on as if nothing had happened.
+        """
+        people = int(self.state.used[RECIPIENTS])
+        self.known = watching.redefined(self.known, people, program.segments, segments, watches)
+        self.program = program
+        used = self.known.used
+        if not used[watching.ON]:
+            # Time has passed without anybody looking: all segments are new, and nobody waits any more.
+            self.known.persons["due"][:people] = 0
+            self.known.wheels[:] = 0
+            watching.rebuild_wheels(self.known, people)
+            used[watching.TICK], used[watching.PASSED_US] = self.log_time_us // watching.TICK_US, self.log_time_us
+        used[watching.ON] = program.segments + program.watches.size
+        fresh = np.flatnonzero(segments < 0).astype(np.int32)
+        first = 0
+        while fresh.size and (first := self._fill(fresh, first, people)) < people:
+            self._more_room()
+        return self._taken()
+
+    def _fill(self, segments: np.ndarray, first: int, people: int) -> int:
+        return watching.fill(self.program, self.state, self.known, self._told, segments, first, people, self.log_time_us, self._scratch)
+
+    def _let_pass(self, to_us: int) -> None:
+        if not self.known.used[watching.ON]:
+            return
+        while not watching.pass_time(self.program, self.state, self.known, self._told, to_us, self._scratch):
+            self._more_room()
+
+    def _more_room(self) -> None:
+        grown = np.zeros(self._told.size * 2, watching.TOLD)
+        grown[: self._told.size] = self._told
+        self._told = grown
+
+    def _taken(self) -> np.ndarray:
+        told = self._told[: self.known.used[watching.TOLDS]].copy()
+        self.known.used[watching.TOLDS] = 0
+        return told
 
     def snapshot(self) -> bytes:
         """Return the state as bytes for `load`."""
@@ -117,6 +182,7 @@ class Shard:
         out.write(memoryview(self.state.seen.filled).cast("B"))
         for table, used in self._tables():
             out.write(memoryview(table[:used].view(np.uint8)))
+        watching.write(self.known, int(self.state.used[RECIPIENTS]), out)
 
     def read(self, source) -> None:
         """Read what `write` wrote; the hash tables are built anew."""
@@ -132,6 +198,7 @@ class Shard:
             if used and source.readinto(memoryview(table[:used].view(np.uint8))) != used * table.itemsize:
                 raise ValueError("snapshot is cut short")
         reindex(self.state)
+        self.known = watching.read(source, int(self.state.used[RECIPIENTS]))
 
     def _oldest_day(self) -> int:
         """Return the earliest day whose event ids have to be known."""
@@ -154,7 +221,7 @@ class Shard:
         out["bytes"] += sum(used * table.itemsize for table, used in self._tables())
         return out
 
-    def _effects(self, batch: Batch, result: np.ndarray, cells: Cells) -> Effects:
+    def _effects(self, batch: Batch, result: np.ndarray, cells: Cells, new_person: np.ndarray, new_row: np.ndarray) -> Effects:
         used, delays = int(cells.used[0]), int(cells.used[1])
         changed = np.flatnonzero(cells.value[:used].any(axis=1))
         moved = np.flatnonzero(cells.delay_n[:delays])
@@ -187,4 +254,13 @@ class Shard:
             before,
             clicked_at,
             converted_at,
+            new_person,
+            new_row,
+            self._told_of(batch),
         )
+
+    def _told_of(self, batch: Batch) -> np.ndarray:
+        told = self._taken()
+        of_row = told["row"] >= 0
+        told["row"][of_row] = batch.row[told["row"][of_row]]
+        return told
