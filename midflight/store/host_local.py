@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -15,6 +16,8 @@ import msgspec
 import numpy as np
 
 from ..config import Config
+from ..decide.definitions import SOURCE as DEFINING
+from ..decide.definitions import Definitions, same_as
 from ..kit.clock import Clock
 from ..kit.collecting import uncollected
 from ..kit.crash import crash_point
@@ -30,12 +33,13 @@ from ..stream.edge import Edge, Prepared
 from ..stream.measures import MEASURES
 from ..stream.names import Names
 from ..stream.parsed import Dead
+from ..stream.program import Program
 from ..stream.shard import Effects, Shard
 from ..stream.tables import NEVER, ready_bytes
 from .recent import Recent
 from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
-from .write import DAMAGE, Changes, StoreWriter, is_damage, set_aside
+from .write import DAMAGE, Asked, Changes, StoreWriter, is_damage, set_aside
 
 logger = logging.getLogger("midflight.engine")
 
@@ -101,7 +105,9 @@ class Engine:
         self._fold_is = f"{self.signature}/{people.VERSION}/{config.shards}/{self.store.meta('epoch')}"
         self._log_time_us = self.store.meta("log_time_us", 0)
         self.snapshots.clear(after=self.committed)
+        self.definitions = Definitions()
         self.shards, self.position = self._recover()
+        self._ask(self.definitions.program(self.names.id))
         self._make_ready()
         self.recent = Recent()
         self.changes = Changes()
@@ -142,10 +148,34 @@ class Engine:
         if found:
             header, shards = found
             self.edge.load(header.edge)
+            self.definitions.load(header.edge["definitions"])
             return shards, max(header.position, first)
         if self.committed and first > 0:
             logger.error("no usable snapshot, and the log starts at %d: what happened before counts no more for duplicates", first)
+        kept = self.store.meta("definitions")
+        if first > 0 and kept:
+            # What was asked for before the log's beginning still holds.
+            self.definitions.load(msgspec.json.decode(kept))
         return [self.new_shard() for _ in range(self.config.shards)], first
+
+    def _ask(self, program: Program) -> None:
+        """Let the shards run a program that they already stand at."""
+        for shard in self.shards:
+            shard.program = program
+        self.asked = Asked([(name, kept.version) for name, kept in self.definitions.segments.items()], self.definitions.keys()[1])
+
+    def _define(self, record: Record) -> tuple[list[str], list[np.ndarray]] | None:
+        """Do what a definition says, at its place in the log; return the segments that begin anew, and what each shard tells of them. None
+        where it changes nothing."""
+        before = self.definitions.keys()
+        if not self.definitions.obey(record.body):
+            return None
+        now = self.definitions.keys()
+        segments, rules = (same_as(*pair) for pair in zip(before, now, strict=True))
+        program = self.definitions.program(self.names.id)
+        told = [shard.define(program, segments, rules) for shard in self.shards]
+        self._ask(program)
+        return [name for (name, _), was in zip(self.asked.segments, segments, strict=True) if was < 0], told
 
     def _make_ready(self) -> None:
         """Take the memory for the messages that are expected, unless that would leave too little of it."""
@@ -197,12 +227,21 @@ class Engine:
         return len(records)
 
     def _fold(self, records: list[Record]) -> None:
+        for part in parts_of(records):
+            self._fold_part(part)
+            if is_definition(part[-1]) and (defined := self._define(part[-1])):
+                fresh, told = defined
+                self.changes.redefine(self.asked, fresh, self.definitions.snapshot())
+                for shard, rows in enumerate(told):
+                    self.changes.tell(shard, rows, self.asked)
+
+    def _fold_part(self, records: list[Record]) -> None:
         with uncollected():
             prepared = self.edge.prepare(records)
             crash_point("before_fold")
             folded_us = max(self._log_time_us, *(shard.log_time_us for shard in self.shards))
             effects = self.apply(prepared, self.recent.wanted_from_us(self.clock.now_us(), prepared.log_time_us, folded_us))
-            self.changes.add(prepared, effects, conflict_letters(prepared, effects, records))
+            self.changes.add(prepared, effects, conflict_letters(prepared, effects, records), self.asked)
         self._received.append(np.array([record.at_us for record in records if record.kind != "tick"], np.int64))
         self.position = prepared.next_position
 
@@ -240,8 +279,10 @@ class Engine:
             )
         dead = self.store.dead_between(known[0].position, known[-1].position) if known else set()
         readable = [record for record in known if record.position not in dead]
-        if readable:
-            self.apply(self.edge.prepare(readable))
+        for part in parts_of(readable):
+            self.apply(self.edge.prepare(part))
+            if is_definition(part[-1]):
+                self._define(part[-1])
         # A repair of the log may have given up what was between.
         self.position = known[-1].position + 1 if known else self.committed
 
@@ -311,7 +352,8 @@ class Engine:
     def snapshot(self) -> None:
         """Commit, write a snapshot of now and wait for it."""
         self.commit()
-        header = Header(self._fold_is, self.position, len(self.shards), self.edge.snapshot())
+        edge = self.edge.snapshot() | {"definitions": self.definitions.snapshot()}
+        header = Header(self._fold_is, self.position, len(self.shards), edge)
         self.snapshots.save(header, self.shards)
         self._snapshot_position = self.position
 
@@ -372,7 +414,7 @@ class Engine:
         """Set a record aside as a dead letter, unread, so that it blocks no other."""
         dead = Dead(record.position, -1, record.source, ENDED, f"tried {tries_max} times", record.body, record.at_us)
         prepared = self.edge.prepare([])._replace(dead=[dead], next_position=record.position + 1, log_time_us=record.at_us)
-        self.store.commit(Changes().add(prepared, [], []), self.names)
+        self.store.commit(Changes().add(prepared, [], [], self.asked), self.names)
         self.committed = self.position = record.position + 1
         self.careful.went_well()
         logger.error("record %d of source %s ended the engine %d times and is set aside", record.position, record.source, tries_max)
@@ -433,6 +475,21 @@ class Careful:
         part = self.path.with_suffix(".part")
         part.write_bytes(msgspec.json.encode(self.tries))
         part.rename(self.path)
+
+
+def is_definition(record: Record) -> bool:
+    return record.kind == "definition" and record.source == DEFINING
+
+
+def parts_of(records: list[Record]) -> Iterator[list[Record]]:
+    """Yield records in parts that end with a definition, so that it holds from its place in the log on and not from that of a batch."""
+    start = 0
+    for end, record in enumerate(records, 1):
+        if is_definition(record):
+            yield records[start:end]
+            start = end
+    if start < len(records):
+        yield records[start:]
 
 
 def conflict_letters(prepared: Prepared, effects: list[Effects], records: list[Record]) -> list[Dead]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..stream.measures import MEASURES
 
-VERSION = 4
+VERSION = 5
 ENDED = "ended_the_engine"  # why a record is a dead letter that was never read
 
 _KEY = "campaign INTEGER, minute INTEGER, variant INTEGER, wave INTEGER, provider INTEGER, source INTEGER, segment INTEGER"
@@ -64,6 +64,19 @@ CREATE TABLE IF NOT EXISTS orders (position INTEGER PRIMARY KEY, at_us INTEGER N
 -- Who was given what by the advisor, so that the next call says the same: see act/advice.py.
 CREATE TABLE IF NOT EXISTS advised (campaign TEXT, recipient TEXT, wave INTEGER, variant TEXT, propensity REAL,
     PRIMARY KEY (campaign, recipient)) WITHOUT ROWID;
+
+-- Every recipient, by number: the row in his shard times 64, and the shard.
+CREATE TABLE IF NOT EXISTS people (number INTEGER PRIMARY KEY, recipient TEXT NOT NULL);
+
+-- How many are in each segment. version: of its definition.
+CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, version INTEGER NOT NULL, members INTEGER NOT NULL) WITHOUT ROWID;
+-- Who came into a segment or left it, in log order; who was in it when it was made did not come. Trimmed by log time.
+CREATE TABLE IF NOT EXISTS moves (number INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, segment TEXT NOT NULL, recipient TEXT NOT NULL,
+    entered INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS moves_of ON moves (segment, number);
+-- What set off a rule about people. id: the same whenever the log is read again; cause: JSON. Trimmed by log time.
+CREATE TABLE IF NOT EXISTS firings (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, rule TEXT NOT NULL, version INTEGER NOT NULL,
+    recipient TEXT NOT NULL, fired_us INTEGER NOT NULL, cause BLOB NOT NULL);
 
 -- What could not be read, with its bytes. state: 0 waiting, 1 replayed and folded, 2 replayed and still bad.
 CREATE TABLE IF NOT EXISTS dead (position INTEGER, item INTEGER, source TEXT, reason TEXT, detail TEXT, raw BLOB, at_us INTEGER,

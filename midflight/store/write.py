@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import apsw
 import apsw.sqlite_extra
 import msgspec
 import numpy as np
+import xxhash
 
 from ..events import BOUNCE_CLASSES, KINDS
 from ..log.record import Record
@@ -25,6 +27,7 @@ from ..stream.names import Names
 from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
 from ..stream.tables import starts, summed
+from ..stream.watching import ENTERED, FILLED, FIRED
 from .recent import Recent
 from .schema import SCHEMA, VERSION
 
@@ -34,11 +37,14 @@ _HOUR_KEY = ("campaign", "hour", *_KEY[2:])
 _SECOND_KEY = ("campaign", "second", *_KEY[2:])
 _DERIVED = (
     "meta", "names", "cells", "hours", "delays", "hour_delays", "recent", "recent_delays", "campaigns", "clickers", "dead", "receipts",
-    "drops", "freshness", "marks", "suppressions", "orders", "advised",
+    "drops", "freshness", "marks", "suppressions", "orders", "advised", "people", "segments", "moves", "firings",
 )  # fmt: skip
 # Who must not be written to, and who was told what, outlives the records that said so.
 NEVER_LOST = ("suppressions", "advised")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
+shards_max = 64
+told_kept_us = 40 * 86_400_000_000  # moves and firings, by log time
+trimmed_max = 10_000  # rows at a time
 minutes_of_freshness_max = 7 * 24 * 60
 checksum_bytes = 8
 DAMAGE = (apsw.CorruptError, apsw.NotADBError, apsw.IOError)
@@ -79,6 +85,28 @@ _WHY = {KINDS.index(name): name if name != "subscribed" else "" for name in ("un
 _SUPPRESSING = np.isin(np.arange(256), list(_WHY))
 
 
+class Asked(NamedTuple):
+    """What the numbers of segments and watches mean: the names of segments with their versions, and those of rules."""
+
+    segments: list[tuple[str, int]]
+    rules: list[tuple[str, int]]
+
+
+class Redefined(NamedTuple):
+    """Other definitions from here on; ``fresh`` segments begin anew."""
+
+    asked: Asked
+    fresh: list[str]
+
+
+class Told(NamedTuple):
+    """What a shard told of its people."""
+
+    shard: int
+    rows: np.ndarray  # watching.TOLD
+    asked: Asked
+
+
 class Changes:
     """What batches changed since the last commit, and nothing else of them: many large batches take little room here."""
 
@@ -98,13 +126,21 @@ class Changes:
         self.suppressions: dict[str, tuple[str, int]] = {}  # recipient -> why ("" for no longer), when; the last one said
         self.orders: list[tuple[int, int, bytes]] = []
         self.advised: list[tuple] = []
+        self.people: dict[int, str] = {}  # number -> recipient, of those who are new
+        self.told: list[Told | Redefined] = []  # in log order
+        self.defined: bytes | None = None  # all definitions, where they have changed
         self.next_position = 0
         self.log_time_us = 0
 
-    def add(self, prepared: Prepared, effects: list[Effects], conflicts: list[tuple]) -> Changes:
-        """Take in a batch, what it did to each shard, and the dead letters of events that contradict a known one."""
+    def add(self, prepared: Prepared, effects: list[Effects], conflicts: list[tuple], asked: Asked) -> Changes:
+        """Take in a batch, what it did to each shard, and the dead letters of events that contradict a known one. ``asked`` is what was
+        asked of people meanwhile."""
         self.batches += 1
-        for effect in effects:
+        for shard, effect in enumerate(effects):
+            if effect.new_person.size:
+                numbers = (effect.new_person.astype(np.int64) * shards_max + shard).tolist()
+                self.people.update(zip(numbers, prepared.recipients(effect.new_row), strict=True))
+            self.tell(shard, effect.told, asked)
             for held, key, value in (
                 (self.cells, effect.cell_key, effect.cell_value),
                 (self.delays, effect.delay_key, effect.delay_n),
@@ -129,6 +165,16 @@ class Changes:
             self._asked(record)
         self.next_position, self.log_time_us = prepared.next_position, prepared.log_time_us
         return self
+
+    def redefine(self, asked: Asked, fresh: list[str], definitions: dict) -> None:
+        """Take in that other definitions hold from here on."""
+        self.told.append(Redefined(asked, fresh))
+        self.defined = msgspec.json.encode(definitions)
+
+    def tell(self, shard: int, told: np.ndarray, asked: Asked) -> None:
+        """Take in who entered and left segments and what rules fired, of one shard."""
+        if told.size:
+            self.told.append(Told(shard, told, asked))
 
     def _suppressions(self, prepared: Prepared, effects: list[Effects]) -> None:
         """Note who asked for no more, complained, or has no mailbox; and who subscribed again, later than he asked for no more."""
@@ -276,6 +322,7 @@ class StoreWriter:
             self._receipts(changes)
             self._dead(changes)
             self._asked(changes)
+            self._people(changes)
             self._meta({"position": changes.next_position, "log_time_us": changes.log_time_us})
         names.new.clear()
 
@@ -358,6 +405,68 @@ class StoreWriter:
         self.db.executemany("INSERT OR IGNORE INTO orders VALUES (?, ?, ?)", changes.orders)
         # The first answer stands: whoever asked twice at once was told the same by the door, or this one is what it told first.
         self.db.executemany("INSERT OR IGNORE INTO advised VALUES (?, ?, ?, ?, ?)", changes.advised)
+
+    def _people(self, changes: Changes) -> None:
+        """Write who is new, who is in which segment, and what rules fired."""
+        self.db.executemany("INSERT OR REPLACE INTO people VALUES (?, ?)", changes.people.items())
+        if changes.defined is not None:
+            self._meta({"definitions": changes.defined})
+        for one in changes.told:
+            if isinstance(one, Redefined):
+                self._redefined(one)
+            else:
+                self._moves(one.shard, one.rows[one.rows["what"] != FIRED], one.asked, changes)
+                self._firings(one.shard, one.rows[one.rows["what"] == FIRED], one.asked, changes)
+        if changes.told:
+            before_us = changes.log_time_us - told_kept_us
+            for table, at in (("moves", "at_us"), ("firings", "fired_us")):
+                self.db.execute(f"DELETE FROM {table} WHERE number IN (SELECT number FROM {table} ORDER BY number LIMIT ?) AND {at} < ?",
+                                (trimmed_max, before_us))  # fmt: skip
+
+    def _moves(self, shard: int, rows: np.ndarray, asked: Asked, changes: Changes) -> None:
+        if not rows.size:
+            return
+        members = np.bincount(rows["number"], np.where(rows["what"] == ENTERED, 1, -1), len(asked.segments))
+        changed = [(int(n), name) for (name, _), n in zip(asked.segments, members, strict=True) if n]
+        self.db.executemany("UPDATE segments SET members = members + ? WHERE name = ?", changed)
+        rows = rows[rows["row"] != FILLED]
+        names = self._recipients(shard, rows["person"], changes)
+        self.db.executemany(
+            "INSERT INTO moves (at_us, segment, recipient, entered) VALUES (?, ?, ?, ?)",
+            [
+                (int(row["at"]), asked.segments[row["number"]][0], name, int(row["what"] == ENTERED))
+                for row, name in zip(rows, names, strict=True)
+            ],
+        )
+
+    def _firings(self, shard: int, rows: np.ndarray, asked: Asked, changes: Changes) -> None:
+        """One firing for each cause: the same one, found a second time, is known by its id."""
+        fired = []
+        for row, name in zip(rows, self._recipients(shard, rows["person"], changes), strict=True):
+            rule, version = asked.rules[row["number"]]
+            what = msgspec.msgpack.encode((rule, version, name, int(row["cause"])))
+            cause = msgspec.json.encode({"at_us": int(row["cause_at"])})
+            fired.append((xxhash.xxh3_128_hexdigest(what), rule, version, name, int(row["at"]), cause))
+        self.db.executemany(
+            "INSERT OR IGNORE INTO firings (id, rule, version, recipient, fired_us, cause) VALUES (?, ?, ?, ?, ?, ?)", fired
+        )
+
+    def _recipients(self, shard: int, persons: np.ndarray, changes: Changes) -> list[str]:
+        """Return the recipients with these rows in their shard."""
+        found = []
+        for number in (persons.astype(np.int64) * shards_max + shard).tolist():
+            name = changes.people.get(number)
+            if name is None:
+                row = self.db.execute("SELECT recipient FROM people WHERE number = ?", (number,)).fetchone()
+                name = row[0] if row else ""
+            found.append(name)
+        return found
+
+    def _redefined(self, now: Redefined) -> None:
+        """Forget the members of segments that are gone or begin anew."""
+        known = [name for name, _ in now.asked.segments]
+        self.db.execute("DELETE FROM segments WHERE name NOT IN (SELECT value FROM json_each(?))", (msgspec.json.encode(known).decode(),))
+        self.db.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, 0)", [one for one in now.asked.segments if one[0] in now.fresh])
 
     def close(self) -> None:
         self.db.close()

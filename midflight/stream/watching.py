@@ -52,18 +52,29 @@ K_SENT, K_DELIVERED, K_OPENED, K_CLICKED, K_CONVERTED, K_TRACKED, K_PAGED, K_IDE
 # person of whom nothing is known. `due`: when time alone may change something (us, 0 = never); next, prev and slot: his place in a wheel.
 # met: whether every segment was looked at for him.
 PERSON = np.dtype(
-    [("due", "i8"), ("attributes", "i4"), ("acts", "i4"), ("pendings", "i4"), ("next", "i4"), ("prev", "i4"), ("slot", "i4"), ("met", "u1")],
+    [
+        ("due", "i8"),
+        ("attributes", "i4"),
+        ("acts", "i4"),
+        ("pendings", "i4"),
+        ("next", "i4"),
+        ("prev", "i4"),
+        ("slot", "i4"),
+        ("met", "u1"),
+    ],
     align=True,
 )
 ATTRIBUTE = np.dtype([("at", "i8"), ("number", "f8"), ("text", "u8"), ("name", "u4"), ("next", "i4")], align=True)
 ACT = np.dtype([("at", "i8"), ("name", "u8"), ("next", "i4"), ("kind", "u1")], align=True)
 # What a watch waits for in a person: `at` is the time of its cause, `message` that cause's message (NIL: none), `ident` names the cause.
 PENDING = np.dtype([("due", "i8"), ("at", "i8"), ("ident", "u8"), ("message", "i4"), ("next", "i4"), ("watch", "u2")], align=True)
-# What came of it. what: ENTERED, LEFT or FIRED; number: of the segment or the watch; row: of the batch, -1 for a timer.
+# What came of it. what: ENTERED, LEFT or FIRED; number: of the segment or the watch; row: of the batch, or TIMER, or
+# FILLED for who was in a segment, or was not, when it was made.
 TOLD = np.dtype(
     [("at", "i8"), ("cause_at", "i8"), ("cause", "u8"), ("row", "i8"), ("person", "i4"), ("number", "u2"), ("what", "u1")], align=True
 )
 ENTERED, LEFT, FIRED = range(3)
+TIMER, FILLED = -1, -2
 
 ATTRIBUTES, ACTS, PENDINGS, FREE, TICK, TOLDS, ON, PASSED_US, NEAR = range(9)
 
@@ -77,7 +88,9 @@ class Known(NamedTuple):
     pendings: np.ndarray
     bits: np.ndarray  # uint64 [persons, words]: a bit for each segment
     wheels: np.ndarray  # int32 [2 * ring], the first person of each slot
-    used: np.ndarray  # int64 [9]: rows in use; first free pending; tick of the wheels; rows told; whether anything is asked; time; people near
+    used: (
+        np.ndarray
+    )  # int64 [9]: rows in use; first free pending; tick of the wheels; rows told; whether anything is asked; time; people near
 
 
 class Scratch(NamedTuple):
@@ -444,7 +457,7 @@ def _look_at_segment(program, s, state, known, told, r, now, cause, row, scratch
         return flip
     known.bits[r, word] ^= bit
     cause = mix(cause ^ np.uint64(now) ^ np.uint64(s + 1) * np.uint64(0x9E3779B97F4A7C15))
-    _tell(known, told, ENTERED if true else LEFT, s, r, now, now, cause, -2 if filling else row)
+    _tell(known, told, ENTERED if true else LEFT, s, r, now, now, cause, FILLED if filling else row)
     _unwait(known, r, s, ON_LEAVE if true else ON_ENTER, program.watches)
     if filling:
         return flip
@@ -583,7 +596,7 @@ def _end(program, state, known, told, r, p, now, scratch):
             return np.int64(0)
         if cause_at + watch.wait > now:
             return cause_at + watch.wait
-    _fire(program, w, state, known, told, r, now, cause_at, ident, -1, scratch)
+    _fire(program, w, state, known, told, r, now, cause_at, ident, TIMER, scratch)
     return np.int64(0)
 
 
@@ -635,7 +648,7 @@ def _look(program, state, known, told, r, now, scratch):
     _forget(scratch)
     wake = NEVER
     for k in range(program.by_time.size):
-        wake = min(wake, _look_at_segment(program, program.by_time[k], state, known, told, r, now, np.uint64(0), -1, scratch, False))
+        wake = min(wake, _look_at_segment(program, program.by_time[k], state, known, told, r, now, np.uint64(0), TIMER, scratch, False))
     before, p = 0, known.persons[r].pendings
     while p != 0:
         if known.pendings[p - 1].due <= now:
@@ -715,7 +728,7 @@ def fill(program, state, known, told, segments, first, persons, now, scratch):
         _forget(scratch)
         wake = NEVER
         for k in range(segments.size):
-            wake = min(wake, _look_at_segment(program, segments[k], state, known, told, r, now, np.uint64(0), -1, scratch, True))
+            wake = min(wake, _look_at_segment(program, segments[k], state, known, told, r, now, np.uint64(0), TIMER, scratch, True))
         _wake(known, r, wake)
     return persons
 

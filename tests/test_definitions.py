@@ -1,0 +1,278 @@
+"""Segments and rules in the engine: put into force by records of the log, and the same after any death, snapshot or rebuild."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import apsw
+import msgspec
+import pytest
+from system import T0
+from test_watching import M, an_event
+
+from midflight.config import config_from
+from midflight.decide.definitions import BadDefinition, Definitions, PutSegment
+from midflight.decide.triggers import REGISTRY, trigger_of
+from midflight.events import Event
+from midflight.kit.clock import VirtualClock
+from midflight.kit.errors import MidflightError
+from midflight.log import Reader, Record, Writer
+from midflight.store.host_local import Engine
+
+CLICKED_NOT_BOUGHT = {"kind": "absence", "after": {"did": "clicked"}, "no": {"did": "converted"}, "within": "30m"}
+
+
+class World:
+    """A log, and engines that read it."""
+
+    def __init__(self, folder: Path, shards: int = 1) -> None:
+        self.config = config_from({"data": str(folder), "shards": shards})
+        self.clock = VirtualClock(T0)
+        self.writer = Writer.open(folder / "log", None, self.clock)
+        self.versions: Counter[str] = Counter()
+
+    def hear(self, *events: Event) -> None:
+        self.writer.append([Record("events", "esp", 0, {}, msgspec.json.encode(events))])
+
+    def wait(self, minutes: float) -> None:
+        self.clock.sleep_s(minutes * 60)
+        self.writer.append([Record("tick", "", 0, {}, b"")])
+
+    def order(self, **order: object) -> None:
+        self.writer.append([Record("definition", "rules", 0, {}, msgspec.json.encode(order))])
+
+    def segment(self, name: str, where: dict) -> None:
+        self.versions[name] += 1
+        self.order(do="put_segment", id="1", name=name, version=self.versions[name], where=where, who="ada")
+
+    def rule(self, name: str, when: dict, **more: object) -> None:
+        self.versions[name] += 1
+        definition = {"when": when, "action": {"way": "slack"}, **more}
+        self.order(do="put_rule", id="2", rule=name, version=self.versions[name], definition=definition, who="ada")
+
+    def engine(self, **more: bool) -> Engine:
+        return Engine(self.config, Reader(self.config.folder / "log"), **more)
+
+    def fold(self, **more: bool) -> None:
+        engine = self.engine(**more)
+        engine.catch_up()
+        engine.commit()
+        engine.close()
+
+    def table(self, what: str) -> list[tuple]:
+        with apsw.Connection(str(self.config.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY) as db:
+            return db.execute(f"SELECT {what}").fetchall()
+
+    def told(self) -> tuple[list, list, list]:
+        """Return all that the store says of segments and firings, but for numbers that another cut gives otherwise."""
+        firings = self.table("id, rule, version, recipient, fired_us, cause FROM firings ORDER BY id")
+        moves = self.table("at_us, segment, recipient, entered FROM moves ORDER BY 1, 2, 3, 4")
+        return firings, moves, self.table("name, version, members FROM segments")
+
+
+@pytest.fixture
+def world(tmp_path: Path):
+    found = World(tmp_path)
+    yield found
+    found.writer.close()
+
+
+def did(kind: str, number: int, at_us: int, who: str = "ada@x.example", **more: object) -> Event:
+    return Event(
+        source="esp", event_id=str(number), kind=kind, occurred_at_us=at_us, recipient=who, message_id="m", campaign="spring", **more
+    )
+
+
+def test_who_clicks_and_does_not_buy_is_told_after_half_an_hour(world: World) -> None:
+    """The follow-up's firing: to the second, with its cause, and not for somebody who bought."""
+    world.rule("follow up", CLICKED_NOT_BOUGHT)
+    clicked_us = world.clock.now_us()
+    world.hear(did("clicked", 1, clicked_us), did("clicked", 2, clicked_us, "bob@x.example"))
+    world.wait(10)
+    world.hear(did("converted", 3, world.clock.now_us(), "bob@x.example", value_micros=5_000_000))
+    world.wait(19)
+    world.fold()
+    assert world.table("rule FROM firings") == []
+    world.wait(2)
+    world.fold()
+    ((rule, version, recipient, fired_us, cause),) = world.table("rule, version, recipient, fired_us, cause FROM firings")
+    assert (rule, version, recipient) == ("follow up", 1, "ada@x.example")
+    assert fired_us == clicked_us + 30 * M and msgspec.json.decode(cause) == {"at_us": clicked_us}
+
+
+def test_a_new_segment_fills_from_history_and_follows(world: World) -> None:
+    """Who belongs to a segment when it is made is in it at once and has not come into it; after that each change is told."""
+    world.hear(did("opened", 1, T0), did("sent", 2, T0, "bob@x.example"))
+    world.segment("readers", {"did": "opened", "within": "1h"})
+    world.rule("welcome", {"kind": "segment", "entered": "readers"})
+    world.fold()
+    assert world.table("name, version, members FROM segments") == [("readers", 1, 1)]
+    assert world.table("recipient FROM moves") == [] == world.table("recipient FROM firings")
+    world.hear(did("opened", 3, world.clock.now_us(), "bob@x.example"))
+    world.wait(61)
+    world.fold()
+    assert world.table("name, members FROM segments") == [("readers", 0)]
+    assert world.table("recipient, entered, at_us FROM moves ORDER BY number") == [
+        ("bob@x.example", 1, T0), ("ada@x.example", 0, T0 + 60 * M), ("bob@x.example", 0, T0 + 60 * M),
+    ]  # fmt: skip
+    assert world.table("recipient FROM firings") == [("bob@x.example",)]
+
+
+def test_an_edit_begins_anew_and_leaves_the_others_alone(world: World) -> None:
+    """A segment's new condition is filled again; another segment's members and another rule's waiting stay."""
+    world.segment("readers", {"did": "opened"})
+    world.segment("buyers", {"did": "converted"})
+    world.rule("follow up", CLICKED_NOT_BOUGHT)
+    world.hear(did("clicked", 1, T0), did("opened", 2, T0, "bob@x.example"))
+    world.wait(20)
+    world.segment("readers", {"did": "clicked"})
+    world.rule("other", {"kind": "event", "did": "opened"})
+    world.wait(11)
+    world.fold()
+    assert world.table("name, version, members FROM segments") == [("buyers", 1, 0), ("readers", 2, 1)]
+    assert world.table("rule, fired_us FROM firings") == [("follow up", T0 + 30 * M)]
+
+
+def test_orders_that_cannot_be_done_change_nothing(world: World) -> None:
+    """Nonsense, old versions, circles and unknown names are left out, and what stands goes on."""
+    world.segment("a", {"did": "opened"})
+    world.segment("b", {"segment": "a"})
+    for order in (
+        dict(do="put_segment", id="3", name="a", version=2, where={"segment": "b"}, who="x"),
+        dict(do="put_segment", id="3", name="a", version=1, where={"did": "clicked"}, who="x"),
+        dict(do="put_segment", id="3", name="c", version=1, where={"segment": "nobody"}, who="x"),
+        dict(do="drop_segment", id="3", name="a", who="x"),
+        dict(do="put_rule", id="3", rule="r", version=1, definition={"when": {"kind": "no"}}, who="x"),
+        dict(do="put_rule", id="3", rule="r", version=7, definition={"when": {"kind": "event", "did": "opened"}}, who="x"),
+        dict(do="remove_rule", id="3", rule="r", who="x"),
+        dict(do="dance"),
+    ):
+        world.order(**order)
+    world.writer.append([Record("definition", "rules", 0, {}, b"\xff{")])
+    world.hear(did("opened", 1, T0))
+    world.fold()
+    assert world.table("name, version, members FROM segments") == [("a", 1, 1), ("b", 1, 1)]
+    assert world.table("COUNT(*) FROM firings") == [(0,)]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_deaths_snapshots_and_rebuilds_tell_the_same(tmp_path: Path, seed: int) -> None:
+    """Whatever the engine's lives, the store has the same members, moves and firings, each once, with the same ids."""
+    rng = random.Random(seed)
+    worlds = [World(tmp_path / name, shards) for name, shards in (("whole", 1), ("cut", 3))]
+    engine = worlds[1].engine()
+    for number in range(60):
+        known: list[str] = [name for name in worlds[0].versions if name.startswith("s")]
+        roll = rng.random()
+        for world in worlds:
+            world.clock.sleep_s(0.5)
+        if roll < 0.15:
+            name, condition = f"s{rng.randrange(4)}", raw_of(rng)
+            for world in worlds:
+                world.segment(name, condition)
+        elif roll < 0.3:
+            name, when = f"r{rng.randrange(4)}", when_of(rng, known)
+            for world in worlds:
+                world.rule(name, when)
+        elif roll < 0.4:
+            minutes = rng.choice((0.1, 5, 40, 600))
+            for world in worlds:
+                world.wait(minutes)
+        else:
+            event = an_event(rng, str(number), worlds[0].clock.now_us())
+            for world in worlds:
+                world.hear(event)
+        if rng.random() < 0.4:
+            engine.step()
+        if rng.random() < 0.1:
+            engine.commit()
+        if rng.random() < 0.1:
+            engine.catch_up()
+            engine.snapshot()
+        if rng.random() < 0.15:
+            engine.close()  # without a commit: what was not committed is folded again
+            engine = worlds[1].engine()
+    engine.close()
+    for world in worlds:
+        world.wait(3 * 24 * 60)
+        world.fold()
+    assert worlds[0].told() == worlds[1].told()
+    before = worlds[1].told()
+    worlds[1].fold(rebuild=True)
+    assert worlds[1].told() == before
+    assert before[0] or before[1] or before[2]
+    for world in worlds:
+        world.writer.close()
+
+
+def raw_of(rng: random.Random) -> dict:
+    return rng.choice([
+        {"did": "opened", "within": "10m"}, {"any": [{"did": "clicked"}, {"attribute": "plan", "is": "pro"}]},
+        {"not": {"did": "delivered", "within": "1h"}}, {"revenue": {"above": 20, "within": "1d"}}, {"did": "clicked", "at_least": 2},
+    ])  # fmt: skip
+
+
+def when_of(rng: random.Random, segments: list[str]) -> dict:
+    kinds = [CLICKED_NOT_BOUGHT, {"kind": "event", "did": "opened"}, {"kind": "event", "did": "clicked", "campaign": "spring"}]
+    if segments:
+        kinds += [{"kind": "segment", "entered": rng.choice(segments)}, {"kind": "segment", "left": rng.choice(segments), "stays": "5m"}]
+    return rng.choice(kinds)
+
+
+def test_a_definition_that_holds_from_a_batch_on_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: where a definition does not hold from its own place in the log, the cut into batches shows."""
+    world = World(tmp_path)
+    world.hear(did("opened", 1, T0))
+    world.rule("r", {"kind": "event", "did": "opened"})
+    world.hear(did("opened", 2, T0 + 1, "bob@x.example"))
+    monkeypatch.setattr("midflight.store.host_local.parts_of", lambda records: iter([records] if records else []))
+    world.fold()
+    assert world.table("recipient FROM firings") != [("bob@x.example",)]
+    monkeypatch.undo()
+    world.fold(rebuild=True)
+    assert world.table("recipient FROM firings") == [("bob@x.example",)]
+    world.writer.close()
+
+
+# -- definitions and triggers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", REGISTRY.names())
+def test_every_trigger_is_what_its_examples_say(kind: str) -> None:
+    trigger = REGISTRY.get(kind)
+    assert trigger.label and trigger.doc and trigger.EXAMPLES
+    for when, said in trigger.EXAMPLES:
+        assert when["kind"] == kind and trigger_of(when).words() == said
+    with pytest.raises(MidflightError):
+        trigger_of({**trigger.EXAMPLES[0][0], "nonsense": 1})
+
+
+def test_what_is_put_back_is_what_was_kept() -> None:
+    definitions = Definitions()
+    definitions.put_segment("a", 1, {"did": "opened"})
+    definitions.put_segment("b", 1, {"all": [{"segment": "a"}, {"did": "clicked"}]})
+    definitions.put_rule("r", 1, {"when": {"kind": "segment", "entered": "b"}, "where": {"segment": "a"}})
+    other = Definitions()
+    other.load(msgspec.json.decode(msgspec.json.encode(definitions.snapshot())))
+    assert other.keys() == definitions.keys() and other.needing("a") == ["segment `b`", "rule `r`"]
+    with pytest.raises(BadDefinition, match="is at version 1"):
+        other.put_segment("a", 3, {"did": "opened"})
+    other.drop_rule("r")
+    other.drop_segment("b")
+    with pytest.raises(BadDefinition, match="expected version 2"):
+        other.put_segment("b", 1, {"did": "opened"})  # no version comes twice
+
+
+@pytest.mark.parametrize("name", ["", " a", "a\n", "x" * 101, "\x1b[31m"])
+def test_a_name_that_cannot_be_shown_is_refused(name: str) -> None:
+    with pytest.raises(BadDefinition):
+        Definitions().put_segment(name, 1, {"did": "opened"})
+
+
+def test_an_order_says_what_it_is() -> None:
+    order = PutSegment(id="1", name="a", version=1, where={"did": "opened"}, who="ada")
+    definitions = Definitions()
+    assert definitions.obey(msgspec.json.encode(order)) and list(definitions.segments) == ["a"]
+    assert not definitions.obey(msgspec.json.encode(order))
