@@ -14,11 +14,27 @@ from midflight.events import Event
 from midflight.log.record import Record
 from midflight.stream import watching
 from midflight.stream.agents import burst_urls_min, burst_us, too_soon_us
-from midflight.stream.conditions import Attribute, BadCondition, Condition, Did, Every, No, Provider, Revenue, Some, condition_of, words
+from midflight.stream.conditions import (
+    Attribute,
+    BadCondition,
+    Condition,
+    Did,
+    Every,
+    No,
+    Provider,
+    Revenue,
+    Score,
+    Some,
+    condition_of,
+    words,
+)
 from midflight.stream.edge import Edge
+from midflight.stream.explained import Explaining, person_of
+from midflight.stream.hashing import hash_text
 from midflight.stream.names import Names
 from midflight.stream.program import Watch, compiled, value_of
 from midflight.stream.providers import PROVIDERS, providers_of
+from midflight.stream.score import TABLE
 from midflight.stream.shard import Shard
 
 HISTORIES = int(os.environ.get("MIDFLIGHT_WATCHED", "400"))
@@ -147,6 +163,15 @@ class Person:
         given = [(e.occurred_at_us, value_of(e.traits[name])[1], e.traits[name]) for e in self.events if name in e.traits]
         return max(given, key=lambda one: one[:2])[2] if given else None
 
+    def score(self, now: int) -> int:
+        if self.times("complained") or self.times("unsubscribed"):
+            return 0
+        best: dict[tuple[str, int], int] = {}
+        for kind, n, days, points in TABLE:
+            if sum(now < at + days * 86_400 * S for at in self.times(kind)) >= n:
+                best[kind, n] = max(best.get((kind, n), 0), points)
+        return min(100, sum(best.values()))
+
     def holds(self, condition: Condition, now: int) -> bool:
         match condition:
             case Every(parts):
@@ -165,6 +190,8 @@ class Person:
                         total += e.value_micros
                     seen.add(e.order_id)
                 return compared(sign, total, amount * 1e6)
+            case Score(sign, amount):
+                return compared(sign, self.score(now), amount)
             case Attribute(name, sign, value):
                 found = self.attribute(name)
                 if found is None or sign == "known":
@@ -321,6 +348,8 @@ class Model:
         windows = {
             part.within_us for c in self.segments.values() for part in parts(c) if isinstance(part, Did | Revenue) and part.within_us
         }
+        if any(isinstance(part, Score) for c in self.segments.values() for part in parts(c)):
+            windows |= {days * 86_400 * S for _, _, days, _ in TABLE}
         times = {e.occurred_at_us + window for e in person.events for window in windows} | {w["due"] for w in person.waits}
         return min((t for t in times if after < t <= to), default=None)
 
@@ -389,7 +418,9 @@ def a_condition(rng: random.Random, depth: int = 0) -> Condition:
         kind = rng.choice(KINDS[:-1])
         campaign = rng.choice(("", "spring", "autumn")) if kind not in ("converted", "tracked") else ""
         return Did(kind, rng.choice((1, 1, 1, 2, 3)), within, campaign, rng.choice(("", "cart")) if kind == "tracked" else "")
-    if roll < 0.85:
+    if roll < 0.79:
+        return Score(rng.choice(("above", "at_least", "at_most")), float(rng.choice((0, 10, 22, 30, 45, 60))))
+    if roll < 0.87:
         return Revenue(rng.choice(("above", "below", "at_least", "at_most")), float(rng.randrange(-10, 120)), within)
     if roll < 0.95:
         sign = rng.choice(("is", "is", "known", "above", "at_most"))
@@ -453,7 +484,7 @@ def play(seed: int, shards: int, cut: bool, crashes: bool) -> tuple[Host, Model]
         if not cut or other.random() < 0.5:
             flush()
     flush()
-    end = records[-1][0] + 3 * 24 * 60 * M
+    end = records[-1][0] + rng.choice((3, 40, 400)) * 24 * 60 * M
     host.apply([Record("tick", "", end, {}, b"", "", len(records))])
     model.pass_time(end)
     return host, model
@@ -475,6 +506,26 @@ def test_the_cut_into_batches_changes_nothing() -> None:
     """One by one, all together, in one shard or three: the same."""
     for seed in range(HISTORIES // 8):
         assert sorted(play(seed, 1, False, False)[0].told) == sorted(play(seed, 3, True, True)[0].told), f"seed {seed}"
+
+
+def test_what_explains_a_membership_agrees_with_it() -> None:
+    """Every membership of everybody is what its explanation says, and so is the score."""
+    members = 0
+    for seed in range(HISTORIES // 4):
+        host, model = play(seed, 1 + seed % 3, True, False)
+        for name, person in model.people.items():
+            if not person.events:
+                continue
+            key = hash_text(name)[0]
+            found = [(shard, one) for shard in host.shards if (one := person_of(shard, key)) is not None]
+            assert len(found) == 1
+            ((shard, one),) = found
+            explaining = Explaining(one, shard.log_time_us, lambda kind, name, host=host: host.names.ids[kind].get(name, 0))
+            said = [explaining.explain(condition).true for condition in model.segments.values()]
+            assert said == one.member.tolist() == [person.member[name] for name in model.segments], f"seed {seed}"
+            assert explaining.score()[0] == person.score(shard.log_time_us)
+            members += sum(said)
+    assert members > HISTORIES // 8
 
 
 @pytest.mark.parametrize("broken", ["settle_us", "holds"])
@@ -506,6 +557,7 @@ def test_a_broken_watch_is_caught(broken: str, monkeypatch: pytest.MonkeyPatch) 
         ({"did": "tracked", "name": "added to cart", "at_most": 3}, "not tracked `added to cart` 4 times"),
         ({"attribute": "age", "above": 17, "below": 30}, "`age` above 17 and `age` below 30"),
         ({"provider": "gmail"}, "at Gmail"),
+        ({"not": {"score": {"at_least": 50}}}, "score not at least 50"),
         ({"segment": "good"}, "in segment `good`"),
         ({"attribute": "city", "one_of": ["Bern", "Basel"]}, "`city` is Bern or `city` is Basel"),
     ],
@@ -523,7 +575,8 @@ def test_a_condition_is_said_in_words(raw: dict, said: str) -> None:
         ({"did": "opened", "name": "x"}, "$.name"), ({"did": "converted", "campaign": "x"}, "$.campaign"),
         ({"did": "opened", "within": "0d"}, "$.within"), ({"did": "opened", "within": 30}, "$.within"),
         ({"revenue": {"at_least": float("nan")}}, "$.revenue.at_least"), ({"revenue": {}}, "$.revenue"), ({"revenue": 3}, "$.revenue"),
-        ({"attribute": "plan"}, "$"), ({"attribute": "", "is": "x"}, "$.attribute"), ({"attribute": "x", "one_of": []}, "$.one_of"),
+        ({"attribute": "plan"}, "$"), ({"score": {}}, "$.score"), ({"score": 50}, "$.score"),
+        ({"attribute": "", "is": "x"}, "$.attribute"), ({"attribute": "x", "one_of": []}, "$.one_of"),
         ({"attribute": "x", "above": "7"}, "$.above"), ({"provider": "gmial"}, "$.provider"), ({"segment": 3}, "$.segment"),
         ({"did": "opened", "at_least": 0}, "$"), ({"did": "opened", "at_least": 3, "at_most": 2}, "$.at_most"),
         ({"did": "opened", "campaign": 7}, "$.campaign"), ({"did": "opened", "within": "9999w"}, "$.within"),

@@ -9,6 +9,7 @@ A condition is a mapping with one of these first words::
     revenue: {at_least: 100, within: 90d}
     provider: gmail
     segment: good customers
+    score: {at_least: 50}       (0 to 100, see stream/score.py)
     engaged: 30d     unengaged: 180d
 """
 
@@ -81,6 +82,13 @@ class Attribute(msgspec.Struct, frozen=True):
     value: str | float | bool = True
 
 
+class Score(msgspec.Struct, frozen=True):
+    """The engagement score, 0 to 100."""
+
+    sign: Literal["above", "below", "at_least", "at_most"]
+    amount: float
+
+
 class Provider(msgspec.Struct, frozen=True):
     name: str
 
@@ -89,9 +97,9 @@ class InSegment(msgspec.Struct, frozen=True):
     name: str
 
 
-Condition = Every | Some | No | Did | Revenue | Attribute | Provider | InSegment
+Condition = Every | Some | No | Did | Revenue | Attribute | Score | Provider | InSegment
 COMPARING = ("above", "below", "at_least", "at_most")
-WORDS = ("all", "any", "not", "did", "attribute", "revenue", "provider", "segment", "engaged", "unengaged")
+WORDS = ("all", "any", "not", "did", "attribute", "revenue", "score", "provider", "segment", "engaged", "unengaged")
 
 
 def condition_of(raw: object, where: str = "$") -> Condition:
@@ -220,6 +228,17 @@ class _Reading:
             raise BadCondition("How much revenue?", expected=", ".join(COMPARING), where=f"{where}.revenue")
         return parts[0] if len(parts) == 1 else Every(parts)
 
+    def _score(self, raw: dict, where: str, depth: int) -> Condition:
+        self._only(raw, where, "score")
+        said = raw["score"]
+        if not isinstance(said, dict):
+            raise BadCondition("Not about a score", expected="`{at_least: 50}`", got=_shown(said), where=f"{where}.score")
+        self._only(said, f"{where}.score", *COMPARING)
+        parts = tuple(Score(sign, _number(said[sign], f"{where}.score.{sign}")) for sign in COMPARING if sign in said)
+        if not parts:
+            raise BadCondition("Which score?", expected=", ".join(COMPARING), where=f"{where}.score")
+        return parts[0] if len(parts) == 1 else Every(parts)
+
     def _provider(self, raw: dict, where: str, depth: int) -> Condition:
         self._only(raw, where, "provider")
         name = raw["provider"]
@@ -299,6 +318,8 @@ def words(condition: Condition, negated: bool = False) -> str:
             return f"{'never ' if negated and not within and n == 1 else no}{what}{times}{of}{when}"
         case Revenue(sign, amount, within):
             return f"{no}revenue {_SIGNS[sign]} {amount:g}{f' within {duration_words(within)}' if within else ''}"
+        case Score(sign, amount):
+            return f"score {no}{_SIGNS[sign]} {amount:g}"
         case Attribute(name, "known", _):
             return f"`{name}` is {no}known"
         case Attribute(name, "is", value):

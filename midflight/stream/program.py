@@ -15,9 +15,10 @@ import numpy as np
 
 from ..events import KINDS
 from ..kit.errors import MidflightError, nearest
-from .conditions import Attribute, Condition, Did, Every, InSegment, No, Provider, Revenue, Some
+from .conditions import Attribute, Condition, Did, Every, InSegment, No, Provider, Revenue, Score, Some
 from .hashing import hash_text
 from .providers import PROVIDERS
+from .score import ended_kinds, steps_kind
 
 segments_max = 1024
 watches_max = 1024
@@ -27,7 +28,7 @@ stack_max = 64
 # Codes of an expression below 0; from 0 on they are atoms.
 AND, OR, NOT, YES, NO = -1, -2, -3, -4, -5
 # What an atom asks.
-A_DID, A_REVENUE, A_ATTRIBUTE, A_PROVIDER = range(4)
+A_DID, A_REVENUE, A_SCORE, A_ATTRIBUTE, A_PROVIDER = range(5)
 # How it compares.
 ABOVE, BELOW, AT_LEAST, AT_MOST, IS_NUMBER, IS_TEXT, KNOWN = range(7)
 _SIGNS = {"above": ABOVE, "below": BELOW, "at_least": AT_LEAST, "at_most": AT_MOST}
@@ -191,6 +192,8 @@ class Compiler:
                 return within, name_key(name), 0, 0.0, of, 0, n, A_DID, KINDS.index(kind), 0, 0
             case Revenue(sign, amount, within):
                 return within, 0, 0, amount, 0, 0, 0, A_REVENUE, KINDS.index("converted"), _SIGNS[sign], 0
+            case Score(sign, amount):
+                return 0, 0, 0, amount, 0, 0, 0, A_SCORE, 0, _SIGNS[sign], 0
             case Attribute(name, sign, value):
                 number, text = value_of(value)
                 if sign == "is":
@@ -238,15 +241,19 @@ def _indexed(compiler: Compiler, atoms: np.ndarray, segments: int, watches: np.n
     for segment in range(segments):
         asked = atoms[compiler.atoms_of(segment)]
         acts = asked[asked["ask"] <= A_REVENUE]
-        for kind in np.unique(acts["kind"]).tolist():
+        scored = bool((asked["ask"] == A_SCORE).any())
+        kinds = np.union1d(acts["kind"], [*steps_kind, *ended_kinds]) if scored else np.unique(acts["kind"])
+        for kind in kinds.tolist():
             campaigns = np.unique(acts["campaign"][acts["kind"] == kind])
+            if scored and kind in {*steps_kind.tolist(), *ended_kinds.tolist()}:
+                campaigns = np.zeros(1, np.uint32)
             # One that asks for any campaign asks for all.
             of_kind[kind] += [(segment, 0)] if 0 in campaigns else [(segment, int(campaign)) for campaign in campaigns]
-        if acts.size:
+        if acts.size or scored:
             by_acts.append(segment)
         if (asked["ask"] == A_ATTRIBUTE).any():
             by_attribute.append(segment)
-        if (acts["within"] > 0).any():
+        if (acts["within"] > 0).any() or scored:
             by_time.append(segment)
     pairs = [pair for found in of_kind for pair in found]
     on_kind = [[w for w, watch in enumerate(watches) if watch["on"] == ON_EVENT and watch["kind"] == kind] for kind in range(len(KINDS))]

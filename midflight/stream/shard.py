@@ -19,6 +19,7 @@ from .tables import (
     RECIPIENTS,
     Cells,
     State,
+    find_recipient,
     grown,
     in_minutes,
     in_seconds,
@@ -209,6 +210,10 @@ class Shard:
         state = self.state
         for number, table in enumerate((state.recipients, state.messages, state.nodes, state.conversions, state.traits), start=RECIPIENTS):
             yield table, int(state.used[number])
+
+    def row_of(self, key: int) -> int:
+        """Return the row of the recipient with this key, or -1."""
+        return int(find_recipient(self.state.recipient_slots, self.state.recipients, np.uint64(key)))
 
     # -- for tests and the console -------------------------------------------------------------------------------------------
 

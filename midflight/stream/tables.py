@@ -294,6 +294,19 @@ def row_expected(slots, tag):
         at = following(at, slots.layout)
 
 
+@entry
+def find_recipient(slots, recipients, key):
+    """Return the row of a recipient, or NIL."""
+    tag = recipient_tag(key)
+    at = place(tag, slots.layout)
+    while slots.entries[at, 0] != 0:
+        row = row_of(slots.entries[at, 0])
+        if tag_of(slots.entries[at, 0]) == tag and recipients[row].key == key:
+            return row
+        at = following(at, slots.layout)
+    return np.int32(NIL)
+
+
 @njit(inline="always")
 def _set_slot(slots, tag, row):
     at = place(tag, slots.layout)

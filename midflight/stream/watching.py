@@ -21,6 +21,7 @@ from .program import (
     A_ATTRIBUTE,
     A_DID,
     A_REVENUE,
+    A_SCORE,
     ABOVE,
     AND,
     AT_LEAST,
@@ -34,6 +35,7 @@ from .program import (
     ON_LEAVE,
     stack_max,
 )
+from .score import ended_kinds, score_max, steps_kind, steps_n, steps_points, steps_within
 from .tables import NEVER, NIL, rows_max
 
 attributes_of_person_max = 200
@@ -248,6 +250,28 @@ def _compared(sign, left, right):
 
 
 @step
+def _score(state, known, r, now, scratch):
+    """Return a person's engagement score, and when time alone may change it."""
+    for k in range(ended_kinds.size):
+        if nth_time(state, known, r, ended_kinds[k], 0, 0, 1, scratch.times) >= 0:
+            return np.int64(0), NEVER
+    score = np.int64(0)
+    flip = NEVER
+    k = 0
+    while k < steps_kind.size:
+        kind, n = steps_kind[k], steps_n[k]
+        at = nth_time(state, known, r, kind, 0, 0, n, scratch.times)
+        found = False
+        while k < steps_kind.size and steps_kind[k] == kind and steps_n[k] == n:
+            if not found and at >= 0 and now < at + steps_within[k]:
+                found = True
+                score += steps_points[k]
+                flip = min(flip, at + steps_within[k])
+            k += 1
+    return min(score, np.int64(score_max)), flip
+
+
+@step
 def _atom(atom, state, known, r, now, scratch):
     """Return whether an atom is true of a person now, and from when on it may be otherwise by time alone (NEVER: not)."""
     if atom.ask == A_DID:
@@ -276,6 +300,9 @@ def _atom(atom, state, known, r, now, scratch):
                     flip = at + atom.within
             c = state.conversions[c].next
         return _compared(atom.sign, np.float64(total), atom.number * 1e6), flip
+    if atom.ask == A_SCORE:
+        score, flip = _score(state, known, r, now, scratch)
+        return _compared(atom.sign, np.float64(score), atom.number), flip
     if atom.ask == A_ATTRIBUTE:
         a = known.persons[r].attributes
         while a != 0 and known.attributes[a - 1].name != atom.attribute:
