@@ -15,6 +15,7 @@ from test_watching import M, an_event
 from midflight.config import config_from
 from midflight.decide.definitions import BadDefinition, Definitions, PutSegment
 from midflight.decide.triggers import REGISTRY, trigger_of
+from midflight.evaluate.backtest import Backtest, Change
 from midflight.events import Event
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import MidflightError
@@ -205,6 +206,39 @@ def test_deaths_snapshots_and_rebuilds_tell_the_same(tmp_path: Path, seed: int) 
     assert before[0] or before[1] or before[2]
     for world in worlds:
         world.writer.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_backtest_fires_what_fired_live(tmp_path: Path, seed: int) -> None:
+    """A rule fires in a backtest as it did when it was in force: the same people, times, causes, and names of firings."""
+    rng = random.Random(seed)
+    world = World(tmp_path, 1 + seed % 3)
+    for number in range(rng.randrange(30)):
+        world.hear(an_event(rng, f"a{number}", world.clock.now_us()))
+        world.clock.sleep_s(rng.choice((0.1, 30, 900)))
+    world.segment("s", raw_of(rng))
+    whens = [CLICKED_NOT_BOUGHT, {"kind": "event", "did": "opened"}, {"kind": "segment", "entered": "s"}, {"kind": "segment", "left": "s"}]
+    from_us = world.clock.now_us() + 1
+    for number, when in enumerate(whens):
+        world.clock.sleep_s(0.001)
+        world.rule(f"r{number}", when)
+    for number in range(60):
+        world.hear(an_event(rng, f"b{number}", world.clock.now_us()))
+        world.clock.sleep_s(rng.choice((0.1, 30, 900, 7200)))
+    world.wait(60)
+    world.fold()
+    live = world.table("id, rule, version, recipient, fired_us, cause FROM firings ORDER BY id")
+    with Reader(world.config.folder / "log") as reader:
+        replayed = backtest(world, reader, Change(), 0)
+        tried = backtest(world, reader, Change(rules={f"r{n}": {"when": when} for n, when in enumerate(whens)}), from_us)
+    assert len(live) > 5 and replayed == live == tried
+    world.writer.close()
+
+
+def backtest(world: World, reader: Reader, change: Change, from_us: int) -> list[tuple]:
+    run = Backtest(world.config, reader, change, from_us, 1 << 62)
+    found = {f.id: (f.id, f.rule, f.version, f.recipient, f.fired_us, msgspec.json.encode({"at_us": f.cause_us})) for f in run.firings()}
+    return [found[id] for id in sorted(found)]
 
 
 def raw_of(rng: random.Random) -> dict:

@@ -14,8 +14,8 @@ from ..kit.errors import MidflightError
 from ..log import Reader
 from ..serve.auth import base_url
 from ..serve.listening import CannotListen, listen
+from ..store.folding import load_sources
 from ..store.history import committed_position
-from ..store.host_local import load_sources
 from ..supervise import Supervisor
 from .console import first_link, say_first
 

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -16,8 +15,7 @@ import msgspec
 import numpy as np
 
 from ..config import Config
-from ..decide.definitions import SOURCE as DEFINING
-from ..decide.definitions import Definitions, same_as
+from ..decide.definitions import Definitions
 from ..kit.clock import Clock
 from ..kit.collecting import uncollected
 from ..kit.crash import crash_point
@@ -25,7 +23,6 @@ from ..kit.errors import ConfigError, Damaged, MidflightError
 from ..kit.owned import own
 from ..kit.reserved import available_bytes
 from ..log import NotKept, Reader, Record, Unreadable
-from ..sources import Source, load
 from ..sources.source import decode_json, encode_json
 from ..stream import people
 from ..stream import shard as shard_module
@@ -33,13 +30,13 @@ from ..stream.edge import Edge, Prepared
 from ..stream.measures import MEASURES
 from ..stream.names import Names
 from ..stream.parsed import Dead
-from ..stream.program import Program
 from ..stream.shard import Effects, Shard
-from ..stream.tables import NEVER, ready_bytes
+from ..stream.tables import ready_bytes
+from .folding import Folding, is_definition, load_sources, parts_of
 from .recent import Recent
 from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
-from .write import DAMAGE, Asked, Changes, StoreWriter, is_damage, set_aside
+from .write import DAMAGE, Changes, StoreWriter, is_damage, set_aside
 
 logger = logging.getLogger("midflight.engine")
 
@@ -69,7 +66,7 @@ def run_engine(config: Config) -> None:
         sys.exit(failed_status)
 
 
-class Engine:
+class Engine(Folding):
     """Folds the log. ``step`` does one read, fold and commit; everything it knows can be made again from the log."""
 
     def __init__(self, config: Config, reader, clock: Clock | None = None, *, rebuild: bool = False) -> None:
@@ -107,7 +104,7 @@ class Engine:
         self.snapshots.clear(after=self.committed)
         self.definitions = Definitions()
         self.shards, self.position = self._recover()
-        self._ask(self.definitions.program(self.names.id))
+        self.ask(self.definitions.program(self.names.id))
         self._make_ready()
         self.recent = Recent()
         self.changes = Changes()
@@ -138,9 +135,6 @@ class Engine:
             logger.error("the log starts at position %d: numbers from before it are only in %s", first, aside.name)
         return StoreWriter(path)
 
-    def new_shard(self) -> Shard:
-        return Shard(self.config.attribution.click_window_minutes * 60_000_000, self.config.retention.dedup_days)
-
     def _recover(self) -> tuple[list[Shard], int]:
         """Return the shards and their position: from a snapshot not newer than the store, else empty at the log's start."""
         first = self.reader.first()
@@ -157,25 +151,6 @@ class Engine:
             # What was asked for before the log's beginning still holds.
             self.definitions.load(msgspec.json.decode(kept))
         return [self.new_shard() for _ in range(self.config.shards)], first
-
-    def _ask(self, program: Program) -> None:
-        """Let the shards run a program that they already stand at."""
-        for shard in self.shards:
-            shard.program = program
-        self.asked = Asked([(name, kept.version) for name, kept in self.definitions.segments.items()], self.definitions.keys()[1])
-
-    def _define(self, record: Record) -> tuple[list[str], list[np.ndarray]] | None:
-        """Do what a definition says, at its place in the log; return the segments that begin anew, and what each shard tells of them. None
-        where it changes nothing."""
-        before = self.definitions.keys()
-        if not self.definitions.obey(record.body):
-            return None
-        now = self.definitions.keys()
-        segments, rules = (same_as(*pair) for pair in zip(before, now, strict=True))
-        program = self.definitions.program(self.names.id)
-        told = [shard.define(program, segments, rules) for shard in self.shards]
-        self._ask(program)
-        return [name for (name, _), was in zip(self.asked.segments, segments, strict=True) if was < 0], told
 
     def _make_ready(self) -> None:
         """Take the memory for the messages that are expected, unless that would leave too little of it."""
@@ -229,7 +204,7 @@ class Engine:
     def _fold(self, records: list[Record]) -> None:
         for part in parts_of(records):
             self._fold_part(part)
-            if is_definition(part[-1]) and (defined := self._define(part[-1])):
+            if is_definition(part[-1]) and (defined := self.define(part[-1])):
                 fresh, told = defined
                 self.changes.redefine(self.asked, fresh, self.definitions.snapshot())
                 for shard, rows in enumerate(told):
@@ -282,7 +257,7 @@ class Engine:
         for part in parts_of(readable):
             self.apply(self.edge.prepare(part))
             if is_definition(part[-1]):
-                self._define(part[-1])
+                self.define(part[-1])
         # A repair of the log may have given up what was between.
         self.position = known[-1].position + 1 if known else self.committed
 
@@ -294,18 +269,6 @@ class Engine:
             self.careful.trying(record.position)
             self._fold([record])
             self.commit()
-
-    def apply(self, prepared: Prepared, recent_from_us: int = NEVER) -> list[Effects]:
-        """Give every shard its rows; the recipient's key decides which."""
-        if len(self.shards) == 1:
-            return [self.shards[0].apply(prepared.batch, prepared.log_time_us, recent_from_us)]
-        # The high bits choose the shard: the low ones choose the place in its tables.
-        owner = (prepared.batch.rcpt >> np.uint64(40)) % np.uint64(len(self.shards))
-        effects = []
-        for number, shard in enumerate(self.shards):
-            rows = np.flatnonzero(owner == number)
-            effects.append(shard.apply(prepared.batch.take(rows), prepared.log_time_us, recent_from_us))
-        return effects
 
     def catch_up(self) -> None:
         """Fold everything that the log holds now."""
@@ -477,21 +440,6 @@ class Careful:
         part.rename(self.path)
 
 
-def is_definition(record: Record) -> bool:
-    return record.kind == "definition" and record.source == DEFINING
-
-
-def parts_of(records: list[Record]) -> Iterator[list[Record]]:
-    """Yield records in parts that end with a definition, so that it holds from its place in the log on and not from that of a batch."""
-    start = 0
-    for end, record in enumerate(records, 1):
-        if is_definition(record):
-            yield records[start:end]
-            start = end
-    if start < len(records):
-        yield records[start:]
-
-
 def conflict_letters(prepared: Prepared, effects: list[Effects], records: list[Record]) -> list[Dead]:
     """Return dead letters for events whose id was known with other content: the first one stays."""
     rows = [row for effect in effects for row in effect.conflicts.tolist() if prepared.item[row] >= 0]
@@ -513,15 +461,6 @@ def item_bytes(record: Record, item: int) -> bytes:
     except MidflightError:
         return record.body
     return encode_json(items[item]) if isinstance(items, list) and item < len(items) else record.body
-
-
-def load_sources(config: Config) -> dict[str, Source]:
-    """Return the configured sources by name. Raises ConfigError."""
-    sources = {}
-    for name, settings in config.sources.items():
-        settings = dict(settings)
-        sources[name] = load(settings.pop("kind"), settings, name=name)
-    return sources
 
 
 def fold_signature(config: Config) -> str:

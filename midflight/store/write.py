@@ -16,7 +16,6 @@ import apsw
 import apsw.sqlite_extra
 import msgspec
 import numpy as np
-import xxhash
 
 from ..events import BOUNCE_CLASSES, KINDS
 from ..log.record import Record
@@ -28,6 +27,7 @@ from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
 from ..stream.tables import starts, summed
 from ..stream.watching import ENTERED, FILLED, FIRED
+from .folding import Asked, firing_id
 from .recent import Recent
 from .schema import SCHEMA, VERSION
 
@@ -83,13 +83,6 @@ _RECEIPT = (
 _BOUNCED, _HARD, _SUBSCRIBED = KINDS.index("bounced"), BOUNCE_CLASSES.index("hard"), KINDS.index("subscribed")
 _WHY = {KINDS.index(name): name if name != "subscribed" else "" for name in ("unsubscribed", "complained", "bounced", "subscribed")}
 _SUPPRESSING = np.isin(np.arange(256), list(_WHY))
-
-
-class Asked(NamedTuple):
-    """What the numbers of segments and watches mean: the names of segments with their versions, and those of rules."""
-
-    segments: list[tuple[str, int]]
-    rules: list[tuple[str, int]]
 
 
 class Redefined(NamedTuple):
@@ -444,9 +437,8 @@ class StoreWriter:
         fired = []
         for row, name in zip(rows, self._recipients(shard, rows["person"], changes), strict=True):
             rule, version = asked.rules[row["number"]]
-            what = msgspec.msgpack.encode((rule, version, name, int(row["cause"])))
             cause = msgspec.json.encode({"at_us": int(row["cause_at"])})
-            fired.append((xxhash.xxh3_128_hexdigest(what), rule, version, name, int(row["at"]), cause))
+            fired.append((firing_id(rule, version, name, int(row["cause"])), rule, version, name, int(row["at"]), cause))
         self.db.executemany(
             "INSERT OR IGNORE INTO firings (id, rule, version, recipient, fired_us, cause) VALUES (?, ?, ?, ?, ?, ?)", fired
         )

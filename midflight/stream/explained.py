@@ -117,7 +117,7 @@ def _acts(known, r: int):
 
 
 class Explaining:
-    """Explains conditions of one person at one time. ``number(kind, name)`` gives the numbers of campaigns and attributes, 0 for unknown."""
+    """Explains conditions of one person at one time. ``number(kind, name)`` gives the numbers of campaigns and attributes, 0 for none."""
 
     def __init__(self, person: Person, now_us: int, number) -> None:
         self.person, self.now_us, self.number = person, now_us, number

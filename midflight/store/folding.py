@@ -1,0 +1,101 @@
+"""What everybody does who folds a log: events go to the shards that own their people, definitions hold from their place in the log on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import xxhash
+
+from ..config import Config
+from ..decide.definitions import SOURCE, Definitions, same_as
+from ..log import Record
+from ..sources import Source, load
+from ..stream.edge import Edge, Prepared
+from ..stream.names import Names
+from ..stream.program import Program
+from ..stream.shard import Effects, Shard
+from ..stream.tables import NEVER
+
+
+class Asked(NamedTuple):
+    """What the numbers of segments and watches mean: the names of segments with their versions, and those of rules."""
+
+    segments: list[tuple[str, int]]
+    rules: list[tuple[str, int]]
+
+
+class Folding:
+    """Shards and what they need. ``asked`` is what they are asked now."""
+
+    config: Config
+    names: Names
+    edge: Edge
+    shards: list[Shard]
+    definitions: Definitions
+    asked: Asked
+
+    def new_shard(self) -> Shard:
+        return Shard(self.config.attribution.click_window_minutes * 60_000_000, self.config.retention.dedup_days)
+
+    def apply(self, prepared: Prepared, recent_from_us: int = NEVER) -> list[Effects]:
+        """Give every shard its rows; the recipient's key decides which."""
+        if len(self.shards) == 1:
+            return [self.shards[0].apply(prepared.batch, prepared.log_time_us, recent_from_us)]
+        # The high bits choose the shard: the low ones choose the place in its tables.
+        owner = (prepared.batch.rcpt >> np.uint64(40)) % np.uint64(len(self.shards))
+        effects = []
+        for number, shard in enumerate(self.shards):
+            rows = np.flatnonzero(owner == number)
+            effects.append(shard.apply(prepared.batch.take(rows), prepared.log_time_us, recent_from_us))
+        return effects
+
+    def ask(self, program: Program) -> None:
+        """Let the shards run a program that they already stand at."""
+        for shard in self.shards:
+            shard.program = program
+        self.asked = Asked([(name, kept.version) for name, kept in self.definitions.segments.items()], self.definitions.keys()[1])
+
+    def define(self, record: Record) -> tuple[list[str], list[np.ndarray]] | None:
+        """Do what a definition says, at its place in the log; return the segments that begin anew, and what each shard tells of them. None
+        where it changes nothing."""
+        before = self.definitions.keys()
+        if not self.definitions.obey(record.body):
+            return None
+        now = self.definitions.keys()
+        segments, rules = (same_as(*pair) for pair in zip(before, now, strict=True))
+        program = self.definitions.program(self.names.id)
+        told = [shard.define(program, segments, rules) for shard in self.shards]
+        self.ask(program)
+        return [name for (name, _), was in zip(self.asked.segments, segments, strict=True) if was < 0], told
+
+
+def is_definition(record: Record) -> bool:
+    return record.kind == "definition" and record.source == SOURCE
+
+
+def parts_of(records: list[Record]) -> Iterator[list[Record]]:
+    """Yield records in parts that end with a definition, so that it holds from its place in the log on and not from that of a batch."""
+    start = 0
+    for end, record in enumerate(records, 1):
+        if is_definition(record):
+            yield records[start:end]
+            start = end
+    if start < len(records):
+        yield records[start:]
+
+
+def firing_id(rule: str, version: int, recipient: str, cause: int) -> str:
+    """Return the name of a firing: the same whenever the log is read, and another one for every cause."""
+    return xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode((rule, version, recipient, cause)))
+
+
+def load_sources(config: Config) -> dict[str, Source]:
+    """Return the configured sources by name. Raises ConfigError."""
+    sources = {}
+    for name, settings in config.sources.items():
+        settings = dict(settings)
+        sources[name] = load(settings.pop("kind"), settings, name=name)
+    return sources
