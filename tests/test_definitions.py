@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from midflight.events import Event
 from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import MidflightError
 from midflight.log import Reader, Record, Writer
+from midflight.store import asking
 from midflight.store.host_local import Engine
 
 CLICKED_NOT_BOUGHT = {"kind": "absence", "after": {"did": "clicked"}, "no": {"did": "converted"}, "within": "30m"}
@@ -206,6 +211,48 @@ def test_deaths_snapshots_and_rebuilds_tell_the_same(tmp_path: Path, seed: int) 
     assert before[0] or before[1] or before[2]
     for world in worlds:
         world.writer.close()
+
+
+def test_the_engine_says_why_somebody_is_in_a_segment(world: World) -> None:
+    """Over its socket, while it runs: what happened, the score with its parts, every membership with its reasons, some members."""
+    world.segment("readers", {"all": [{"did": "opened", "within": "1h"}, {"not": {"did": "converted"}}]})
+    world.segment("vips", {"attribute": "plan", "is": "pro"})
+    world.hear(did("opened", 1, T0), did("clicked", 2, T0), did("opened", 3, T0, "bob@x.example"))
+    world.hear(Event(source="esp", event_id="4", kind="identified", recipient="ada@x.example", traits={"plan": "pro", "age": 41}))
+    engine, stop = world.engine(), threading.Event()
+    running = threading.Thread(target=engine.run, args=(stop.is_set,))
+    running.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not (found := ask(asking.person, world, "ada@x.example")) or not found.known or not found.attributes:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert [(one.segment, one.member) for one in found.segments] == [("readers", True), ("vips", True)]
+        opened, bought = found.segments[0].why.parts
+        assert (opened.true, opened.words, opened.detail) == (True, "opened within 1 hour", "1 times, last just now")
+        assert (bought.true, bought.words) == (True, "never converted")
+        assert found.score == 45 and sum(points for points, _ in found.reasons) == 45
+        assert {one.kind for one in found.happened} == {"opened", "clicked"} and found.campaigns == {1: "spring"}
+        assert found.attributes == {"plan": None, "age": 41.0}
+        assert asking.members(world.config.folder, "readers") == ["ada@x.example", "bob@x.example"]
+        assert asking.members(world.config.folder, "nobody knows") == []
+        assert not asking.person(world.config.folder, "cy@x.example").known
+        for nonsense in (b"\n", b"{}}\n", b'{"person": 3}\n', b"x" * 100_000):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(world.config.folder / asking.SOCKET))
+                with contextlib.suppress(OSError):
+                    connection.sendall(nonsense)
+        assert asking.person(world.config.folder, "bob@x.example").known
+    finally:
+        stop.set()
+        running.join(60)
+    with pytest.raises(asking.NoAnswer):
+        asking.person(world.config.folder, "ada@x.example")
+
+
+def ask(question, world: World, *arguments: str):
+    with contextlib.suppress(asking.NoAnswer):
+        return question(world.config.folder, *arguments)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -19,6 +19,8 @@ from ..stream.program import Program
 from ..stream.shard import Effects, Shard
 from ..stream.tables import NEVER
 
+shards_max = 64
+
 
 class Asked(NamedTuple):
     """What the numbers of segments and watches mean: the names of segments with their versions, and those of rules."""

@@ -32,6 +32,7 @@ from ..stream.names import Names
 from ..stream.parsed import Dead
 from ..stream.shard import Effects, Shard
 from ..stream.tables import ready_bytes
+from .asking import Answering
 from .folding import Folding, is_definition, load_sources, parts_of
 from .recent import Recent
 from .schema import ENDED, VERSION
@@ -108,6 +109,7 @@ class Engine(Folding):
         self._make_ready()
         self.recent = Recent()
         self.changes = Changes()
+        self.folding = threading.Lock()  # held while memory changes
         self._received: list[np.ndarray] = []  # when the records whose changes are not committed came in
         self.careful = Careful(self.folder / "engine.trying", self.committed)
         self._snapshot_at = self.clock.monotonic_s() + snapshot_every_s
@@ -180,6 +182,10 @@ class Engine(Folding):
 
     def step(self, bytes_max: int = batch_bytes_max) -> int:
         """Fold what is there, at most one batch; return how many records that was. A backlog is committed some full batches at a time."""
+        with self.folding:
+            return self._step(bytes_max)
+
+    def _step(self, bytes_max: int) -> int:
         self._reap()
         again = self.position < self.committed
         one_by_one = self.careful.active and not again
@@ -276,7 +282,8 @@ class Engine(Folding):
             pass
 
     def run(self, stop) -> None:
-        """Fold until ``stop()``; many small reads go into one commit, so that a busy log costs few of them."""
+        """Fold until ``stop()``, and answer who asks; many small reads go into one commit, so that a busy log costs few of them."""
+        answering = Answering(self.folder, self, self.folding)
         while not stop():
             started = self.clock.monotonic_s()
             if not self.step():
@@ -286,6 +293,7 @@ class Engine(Folding):
             left = commit_every_s - (self.clock.monotonic_s() - started)
             if left > 0:
                 self.clock.sleep_s(left)
+        answering.close()
         self.commit()
         self._last_snapshot()
         self.close()

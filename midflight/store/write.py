@@ -27,7 +27,7 @@ from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
 from ..stream.tables import starts, summed
 from ..stream.watching import ENTERED, FILLED, FIRED
-from .folding import Asked, firing_id
+from .folding import Asked, firing_id, shards_max
 from .recent import Recent
 from .schema import SCHEMA, VERSION
 
@@ -42,7 +42,6 @@ _DERIVED = (
 # Who must not be written to, and who was told what, outlives the records that said so.
 NEVER_LOST = ("suppressions", "advised")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
-shards_max = 64
 told_kept_us = 40 * 86_400_000_000  # moves and firings, by log time
 trimmed_max = 10_000  # rows at a time
 minutes_of_freshness_max = 7 * 24 * 60

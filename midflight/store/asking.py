@@ -1,0 +1,210 @@
+"""What only the engine's memory knows, asked over a socket of the data folder: one person with the reasons of every membership, and some
+members of a segment.
+
+The engine answers between two batches. Whoever asks waits for at most ``answer_s``, and goes on without an answer where no engine is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import msgspec
+import numpy as np
+
+from ..kit.errors import MidflightError
+from ..stream.conditions import condition_of
+from ..stream.explained import Explaining, Happened, Reason, person_of, shown_max
+from ..stream.hashing import hash_text
+from ..stream.program import whole
+from ..stream.tables import RECIPIENTS
+from .folding import Folding, shards_max
+
+logger = logging.getLogger("midflight.engine")
+
+SOCKET = "engine.sock"
+answer_s = 5.0
+line_bytes_max = 64 * 1024
+answer_bytes_max = 8 << 20
+members_max = 500
+backlog = 16
+
+
+class Question(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Either about a ``person`` by the key of an address, or about some members of a ``segment``."""
+
+    person: str = ""
+    segment: str = ""
+    count: int = 20
+
+
+class Membership(msgspec.Struct, kw_only=True):
+    """Whether a person is in a segment, and why, or why not."""
+
+    segment: str
+    member: bool
+    why: Reason
+
+
+class Known(msgspec.Struct, kw_only=True):
+    """What is known of a person. ``score`` is of engagement, with its parts; ``numbers`` are the attributes that are numbers."""
+
+    known: bool
+    happened: list[Happened] = []
+    campaigns: dict[int, str] = {}
+    segments: list[Membership] = []
+    score: int = 0
+    reasons: list[tuple[int, str]] = []
+    attributes: dict[str, float | None] = {}
+    log_time_us: int = 0
+
+
+class Members(msgspec.Struct, kw_only=True):
+    """Some of the people in a segment, from all over it."""
+
+    recipients: list[str]
+
+
+class NoAnswer(MidflightError):
+    """The engine does not answer: it is not there, or has too much to do."""
+
+    status = 503
+    code = "no_answer"
+
+
+# -- the engine's side -----------------------------------------------------------------------------------------------------------------
+
+
+class Answering:
+    """Answers in a thread of its own. ``folding`` is looked at while ``lock`` is held, which whoever folds holds meanwhile."""
+
+    def __init__(self, folder: Path, folding: Folding, lock: threading.Lock) -> None:
+        self.folder, self.folding, self.lock = folder, folding, lock
+        (folder / SOCKET).unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _at(folder, self._listener.bind)
+        (folder / SOCKET).chmod(0o600)
+        self._listener.listen(backlog)
+        self._thread = threading.Thread(target=self._serve, name="answering", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer no more."""
+        (self.folder / SOCKET).unlink(missing_ok=True)
+        # Closing alone does not wake who waits in `accept`.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(answer_s)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    connection.settimeout(answer_s)
+                    question = msgspec.json.decode(_line(connection, line_bytes_max), type=Question)
+                    connection.sendall(msgspec.json.encode(self.answer(question)) + b"\n")
+                except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+                    continue  # whoever asked has gone, or asks nonsense
+                except Exception:
+                    # A question is nobody's need: a mistake in an answer must not end the engine.
+                    logger.exception("a question could not be answered")
+
+    def answer(self, question: Question) -> Known | Members:
+        """Return what a question asks for."""
+        with self.lock:
+            return self._person(question.person) if question.person else self._members(question.segment, question.count)
+
+    def _person(self, recipient: str) -> Known:
+        folding, key = self.folding, hash_text(recipient)[0]
+        found = [(shard, one) for shard in folding.shards if (one := person_of(shard, key)) is not None]
+        if not found:
+            return Known(known=False)
+        ((shard, person),) = found
+        ids = folding.names.ids
+        explaining = Explaining(person, shard.log_time_us, lambda kind, name: ids[kind].get(name, 0))
+        score, reasons = explaining.score()
+        happened = person.happened[-shown_max:]
+        wanted = {one.campaign for one in happened if one.campaign}
+        names = {number: name for name, number in ids["trait"].items()}
+        return Known(
+            known=True, happened=happened, score=score, reasons=reasons, log_time_us=shard.log_time_us,
+            campaigns={number: name for name, number in ids["campaign"].items() if number in wanted},
+            segments=[
+                Membership(segment=name, member=bool(person.member[place]), why=explaining.explain(self._whole(name)))
+                for place, (name, _) in enumerate(folding.asked.segments)
+            ],
+            attributes={names.get(n, ""): number if number == number else None for n, (number, _) in person.attributes.items()},
+        )  # fmt: skip
+
+    def _whole(self, name: str):
+        conditions = {one: condition_of(kept.body) for one, kept in self.folding.definitions.segments.items()}
+        return whole(conditions, conditions[name], (name,))
+
+    def _members(self, segment: str, count: int) -> Members:
+        names = [name for name, _ in self.folding.asked.segments]
+        if segment not in names:
+            return Members(recipients=[])
+        place, count = names.index(segment), min(max(count, 0), members_max)
+        numbers = []
+        for number, shard in enumerate(self.folding.shards):
+            people = int(shard.state.used[RECIPIENTS])
+            bits = shard.known.bits[:people, place >> 6] >> np.uint64(place & 63) & np.uint64(1)
+            rows = np.flatnonzero(bits)
+            every = max(1, rows.size // max(1, count))
+            numbers += (rows[::every][:count] * shards_max + number).tolist()
+        with closing(apsw.Connection(str(self.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+            found = [db.execute("SELECT recipient FROM people WHERE number = ?", (number,)).fetchone() for number in numbers[:count]]
+        return Members(recipients=sorted(row[0] for row in found if row))
+
+
+# -- who asks --------------------------------------------------------------------------------------------------------------------------
+
+
+def person(folder: Path, recipient: str) -> Known:
+    """Return what the engine knows of a person. Raises NoAnswer."""
+    return msgspec.json.decode(_ask(folder, Question(person=recipient)), type=Known)
+
+
+def members(folder: Path, segment: str, count: int = 20) -> list[str]:
+    """Return some members of a segment. Raises NoAnswer."""
+    return msgspec.json.decode(_ask(folder, Question(segment=segment, count=count)), type=Members).recipients
+
+
+def _ask(folder: Path, question: Question) -> bytes:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(answer_s)
+            _at(folder, connection.connect)
+            connection.sendall(msgspec.json.encode(question) + b"\n")
+            return _line(connection, answer_bytes_max)
+    except OSError as error:
+        raise NoAnswer("The engine does not answer", got=error.strerror or type(error).__name__, todo="Try again in a moment") from None
+
+
+def _line(connection: socket.socket, bytes_max: int) -> bytes:
+    """Return one line. Raises OSError where it does not come, or is too long."""
+    found = bytearray()
+    while not found.endswith(b"\n"):
+        part = connection.recv(65_536)
+        if not part or len(found) + len(part) > bytes_max:
+            raise OSError("no whole line")
+        found += part
+    return bytes(found)
+
+
+def _at(folder: Path, do) -> None:
+    """Call ``do`` with the socket's address. The folder's own path may be longer than a socket's may be."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        do(f"/proc/self/fd/{fd}/{SOCKET}")
+    finally:
+        os.close(fd)
