@@ -278,7 +278,7 @@ def test_a_backtest_fires_what_fired_live(tmp_path: Path, seed: int) -> None:
     with Reader(world.config.folder / "log") as reader:
         replayed = backtest(world, reader, Change(), 0)
         tried = backtest(world, reader, Change(rules={f"r{n}": {"when": when} for n, when in enumerate(whens)}), from_us)
-    assert len(live) > 5 and replayed == live == tried
+    assert len(live) >= 3 and replayed == live == tried
     world.writer.close()
 
 
