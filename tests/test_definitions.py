@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import apsw
@@ -18,6 +19,7 @@ from test_watching import M, an_event
 
 from midflight.config import config_from
 from midflight.decide.definitions import BadDefinition, Definitions, PutSegment
+from midflight.decide.gauges import MINUTE_US
 from midflight.decide.triggers import REGISTRY, trigger_of
 from midflight.evaluate.backtest import Backtest, Change
 from midflight.events import Event
@@ -25,6 +27,7 @@ from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import MidflightError
 from midflight.log import Reader, Record, Writer
 from midflight.store import asking
+from midflight.store.folding import Folding
 from midflight.store.host_local import Engine
 
 CLICKED_NOT_BOUGHT = {"kind": "absence", "after": {"did": "clicked"}, "no": {"did": "converted"}, "within": "30m"}
@@ -264,7 +267,10 @@ def test_a_backtest_fires_what_fired_live(tmp_path: Path, seed: int) -> None:
         world.hear(an_event(rng, f"a{number}", world.clock.now_us()))
         world.clock.sleep_s(rng.choice((0.1, 30, 900)))
     world.segment("s", raw_of(rng))
-    whens = [CLICKED_NOT_BOUGHT, {"kind": "event", "did": "opened"}, {"kind": "segment", "entered": "s"}, {"kind": "segment", "left": "s"}]
+    whens = [
+        CLICKED_NOT_BOUGHT, {"kind": "event", "did": "opened"}, {"kind": "segment", "entered": "s"}, {"kind": "segment", "left": "s"},
+        {"kind": "schedule", "at": "12:00", "segment": "s"}, {"kind": "metric", "metric": "delivered", "above": 1, "over": "2h"},
+    ]  # fmt: skip
     from_us = world.clock.now_us() + 1
     for number, when in enumerate(whens):
         world.clock.sleep_s(0.001)
@@ -296,8 +302,13 @@ def raw_of(rng: random.Random) -> dict:
 
 
 def when_of(rng: random.Random, segments: list[str]) -> dict:
-    kinds = [CLICKED_NOT_BOUGHT, {"kind": "event", "did": "opened"}, {"kind": "event", "did": "clicked", "campaign": "spring"}]
+    kinds = [
+        CLICKED_NOT_BOUGHT, {"kind": "event", "did": "opened"}, {"kind": "event", "did": "clicked", "campaign": "spring"},
+        {"kind": "metric", "metric": "delivered", "above": 2, "over": "10m"}, {"kind": "schedule", "at": "12:00"},
+        {"kind": "metric", "metric": "click_rate", "below": 0.5, "over": "1d", "at_least": 1, "campaign": "spring"},
+    ]  # fmt: skip
     if segments:
+        kinds.append({"kind": "schedule", "at": rng.choice(("00:30", "18:00")), "segment": rng.choice(segments)})
         kinds += [{"kind": "segment", "entered": rng.choice(segments)}, {"kind": "segment", "left": rng.choice(segments), "stays": "5m"}]
     return rng.choice(kinds)
 
@@ -308,12 +319,149 @@ def test_a_definition_that_holds_from_a_batch_on_is_caught(tmp_path: Path, monke
     world.hear(did("opened", 1, T0))
     world.rule("r", {"kind": "event", "did": "opened"})
     world.hear(did("opened", 2, T0 + 1, "bob@x.example"))
-    monkeypatch.setattr("midflight.store.host_local.parts_of", lambda records: iter([records] if records else []))
+    monkeypatch.setattr(Folding, "parts_of", lambda folding, records: iter([records] if records else []))
     world.fold()
     assert world.table("recipient FROM firings") != [("bob@x.example",)]
     monkeypatch.undo()
     world.fold(rebuild=True)
     assert world.table("recipient FROM firings") == [("bob@x.example",)]
+    world.writer.close()
+
+
+# -- rules about numbers -----------------------------------------------------------------------------------------------------------------
+
+
+def hear_answers(world: World, bounced: int, of: int, minute: int) -> None:
+    """Let so many of so many messages bounce in this minute."""
+    for number in range(of):
+        kind = {"kind": "bounced", "bounce_class": "hard"} if number < bounced else {"kind": "delivered"}
+        now_us = world.clock.now_us()
+        world.hear(
+            Event(
+                source="esp",
+                event_id=f"{minute}-{number}",
+                occurred_at_us=now_us,
+                recipient=f"p{number}@gmail.com",
+                message_id=f"{minute}-{number}",
+                **kind,
+            )
+        )
+
+
+def test_a_rate_above_a_level_fires_once_and_again_after_it_was_back(world: World) -> None:
+    world.rule("bounces", {"kind": "metric", "metric": "bounce_rate", "above": 0.1, "over": "2m", "at_least": 20, "provider": "Gmail"})
+    world.rule("elsewhere", {"kind": "metric", "metric": "bounce_rate", "above": 0.1, "over": "2m", "at_least": 20, "provider": "Yahoo"})
+    begins = -(-world.clock.now_us() // MINUTE_US)  # the minute from which on each is a whole one
+    world.clock.sleep_s(begins * 60 - world.clock.now_us() / 1e6)
+    # Too few, few bounces, many, still many, none, nobody answers at all, many.
+    for minute, (bounced, of) in enumerate(((10, 10), (0, 100), (30, 100), (30, 100), (0, 100), (0, 100), (0, 0), (0, 0), (0, 0), (9, 30))):
+        hear_answers(world, bounced, of, minute)
+        world.wait(1)
+    world.fold()
+    found = world.table("rule, recipient, fired_us FROM firings ORDER BY number")
+    assert found == [("bounces", "", (begins + minute) * MINUTE_US) for minute in (3, 10)]
+
+
+def test_an_empty_denominator_is_no_rate(world: World) -> None:
+    world.rule("low", {"kind": "metric", "metric": "open_rate", "below": 0.5, "at_least": 1})
+    for number in range(30):
+        world.hear(did("opened", number, world.clock.now_us()))
+        world.wait(1)
+    world.fold()
+    assert world.table("* FROM firings") == []
+
+
+def test_silence_is_believed_once_the_time_has_gone_by(world: World) -> None:
+    world.hear(did("sent", 0, T0))
+    world.rule("silent", {"kind": "metric", "metric": "sent", "below": 1, "over": "30m"})
+    for _ in range(60):
+        world.wait(1)
+    world.fold()
+    ((fired_us,),) = world.table("fired_us FROM firings")
+    assert 30 * MINUTE_US <= fired_us - T0 <= 32 * MINUTE_US
+
+
+@pytest.mark.parametrize(("is_", "rates", "fires"), [
+    ("higher", [0.02] * 20 + [0.2] * 5, True), ("higher", [0.02] * 25, False), ("lower", [0.3] * 20 + [0.02] * 5, True),
+    ("lower", [0.02] * 20 + [0.2] * 5, False),
+])  # fmt: skip
+def test_what_is_unusual_is_told_by_the_past(world: World, is_: str, rates: list[float], fires: bool) -> None:
+    world.rule("odd", {"kind": "unusual", "metric": "bounce_rate", "is": is_, "over": "3m"})
+    for minute, rate in enumerate(rates):
+        hear_answers(world, round(100 * rate), 100, minute)
+        world.wait(1)
+    world.fold()
+    assert bool(world.table("* FROM firings")) == fires
+
+
+def test_everybody_in_a_segment_is_meant_when_it_is_time(world: World) -> None:
+    """Who has left by time alone is no longer meant, although nothing has been heard of him."""
+    world.segment("openers", {"did": "opened", "within": "1h"})
+    day_us = 24 * 60 * MINUTE_US
+    noon_us = (T0 // day_us + 1) * day_us + day_us // 2
+    world.rule("noon", {"kind": "schedule", "at": "12:00", "segment": "openers"})
+    world.rule("nobody", {"kind": "schedule", "at": "12:00", "days": ["sat"]})
+    for who, before_minutes in (("gone", 61), ("ada", 59), ("bob", 5), ("late", -1)):
+        world.clock.sleep_s((noon_us - before_minutes * MINUTE_US - world.clock.now_us()) / 1e6)
+        world.hear(did("opened", before_minutes, world.clock.now_us(), f"{who}@x.example"))
+    world.wait(2 * 24 * 60)
+    world.fold()
+    found = world.table("rule, recipient, fired_us FROM firings WHERE rule = 'noon' ORDER BY number")
+    assert found[:2] == [("noon", "ada@x.example", noon_us), ("noon", "bob@x.example", noon_us)]
+    # Two days of silence are made up for once.
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(("when", "after", "until", "due"), [
+    ({"at": "09:00", "zone": "Europe/Berlin"}, "2026-11-01T00:00", "2026-11-01T23:00", "2026-11-01T08:00"),
+    ({"at": "09:00", "zone": "Europe/Berlin"}, "2026-11-01T08:00", "2026-11-01T23:00", ""),
+    ({"at": "02:30", "zone": "Europe/Berlin"}, "2026-03-29T00:00", "2026-03-29T12:00", "2026-03-29T01:30"),  # does not exist
+    ({"at": "02:30", "zone": "Europe/Berlin"}, "2026-10-25T00:45", "2026-10-25T12:00", ""),  # comes twice, and was at 00:30
+    ({"at": "12:00", "days": ["mon"]}, "2026-11-01T00:00", "2026-11-20T00:00", "2026-11-16T12:00"),
+    ({"at": "12:00", "day": 31}, "2026-02-01T00:00", "2026-03-15T00:00", "2026-02-28T12:00"),
+    ({"at": "12:00", "day": 30}, "2026-01-31T00:00", "2026-02-27T00:00", ""),
+    ({"once": "2026-12-01T09:00", "zone": "America/New_York"}, "2026-11-01T00:00", "2027-01-01T00:00", "2026-12-01T14:00"),
+    ({"once": "2026-12-01T09:00"}, "2026-12-01T09:00", "2027-01-01T00:00", ""),
+])  # fmt: skip
+def test_a_schedule_goes_by_the_clocks_on_the_wall(when: dict, after: str, until: str, due: str) -> None:
+    def us(text: str) -> int:
+        return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1e6) if text else 0
+
+    assert trigger_of({"kind": "schedule", **when}).due_us(us(after), us(until)) == us(due)
+
+
+@pytest.mark.parametrize("when", [
+    {"kind": "metric", "metric": "bounce_rate"}, {"kind": "metric", "metric": "bounce_rate", "above": 0.1, "below": 0.1},
+    {"kind": "metric", "metric": "bounce_rate", "above": 5}, {"kind": "metric", "metric": "time_to_click", "above": 5},
+    {"kind": "metric", "metric": "nonsense", "above": 5}, {"kind": "metric", "metric": "sent", "above": -1},
+    {"kind": "metric", "metric": "sent", "above": 1, "over": "90s"}, {"kind": "metric", "metric": "sent", "above": 1, "over": "8d"},
+    {"kind": "metric", "metric": "sent", "above": 1, "provider": "Gmial"}, {"kind": "metric", "metric": "sent", "above": 1, "at_least": 0},
+    {"kind": "unusual", "metric": "sent"}, {"kind": "unusual", "metric": "open_rate", "is": "odd"}, {"kind": "schedule"},
+    {"kind": "schedule", "at": "24:00"}, {"kind": "schedule", "at": "09:00", "once": "2026-12-01T09:00"},
+    {"kind": "schedule", "at": "09:00", "zone": "Mars/Base"}, {"kind": "schedule", "at": "09:00", "day": 32},
+    {"kind": "schedule", "at": "09:00", "days": ["mon"], "day": 3}, {"kind": "schedule", "once": "tomorrow"},
+    {"kind": "schedule", "once": "2026-12-01T09:00+01:00"}, {"kind": "schedule", "once": "2026-12-01T09:00", "day": 1},
+])  # fmt: skip
+def test_a_rule_about_numbers_that_cannot_be_understood_is_refused(when: dict) -> None:
+    with pytest.raises(MidflightError) as caught:
+        trigger_of(when)
+    assert caught.value.where.startswith("$.when")
+
+
+def test_numbers_that_are_looked_at_by_the_batch_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: where minutes do not cut batches, a level that was crossed within one is not seen."""
+    world = World(tmp_path)
+    world.rule("r", {"kind": "metric", "metric": "delivered", "above": 5, "over": "1m"})
+    world.wait(1)
+    hear_answers(world, 0, 10, 0)
+    for _ in range(5):
+        world.wait(1)
+    monkeypatch.setattr(Folding, "parts_of", lambda folding, records: iter([records[:1], records[1:]] if records else []))
+    world.fold()
+    assert len(world.table("* FROM firings")) == 0
+    monkeypatch.undo()
+    world.fold(rebuild=True)
+    assert len(world.table("* FROM firings")) == 1
     world.writer.close()
 
 

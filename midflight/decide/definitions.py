@@ -12,8 +12,7 @@ import numpy as np
 from ..kit.errors import MidflightError, NotFound, nearest
 from ..stream.conditions import Condition, InSegment, condition_of, parts_of
 from ..stream.program import Program, Watch, compiled, segments_max, watches_max, whole
-from .triggers import AboutPeople, trigger_of
-from .triggers.segment import Segment
+from .triggers import AboutNumbers, AboutPeople, trigger_of
 
 name_chars_max = 100
 bytes_max = 64 * 1024  # of one definition
@@ -108,7 +107,7 @@ class Definitions:
         found = [f"segment `{one}`" for one, condition in self._conditions.items() if _names(condition, name)]
         for one, kept in self.rules.items():
             trigger, where = rule_of(kept.body)
-            if (isinstance(trigger, Segment) and trigger.name == name) or (where is not None and _names(where, name)):
+            if name in trigger.segments() or (where is not None and _names(where, name)):
                 found.append(f"rule `{one}`")
         return found
 
@@ -119,7 +118,7 @@ class Definitions:
         check_name("rule", name)
         check_size(body)
         trigger, where = rule_of(body)
-        needed = [trigger.name] if isinstance(trigger, Segment) else []
+        needed = trigger.segments()
         needed += [part.name for part in parts_of(where) if isinstance(part, InSegment)] if where is not None else []
         for segment in needed:
             self._known("segment", segment, self.segments)
@@ -173,6 +172,11 @@ class Definitions:
     def people_rules(self) -> list[str]:
         """Return the rules that wait for something in people, in the order in which they are numbered."""
         return [name for name, kept in self.rules.items() if isinstance(rule_of(kept.body)[0], AboutPeople)]
+
+    def number_rules(self) -> dict[str, tuple[int, AboutNumbers]]:
+        """Return the rules about numbers, with their versions."""
+        found = ((name, kept.version, rule_of(kept.body)[0]) for name, kept in self.rules.items())
+        return {name: (version, trigger) for name, version, trigger in found if isinstance(trigger, AboutNumbers)}
 
     def watches(self) -> list[Watch]:
         """Return what these rules wait for."""

@@ -13,10 +13,12 @@ import numpy as np
 
 from ..config import Config
 from ..decide.definitions import Definitions, PutRule, PutSegment, RemoveRule
+from ..decide.gauges import Gauges
 from ..log import Reader, Record
-from ..store.folding import Folding, firing_id, is_definition, load_sources, parts_of
+from ..store.folding import Folding, firing_id, is_definition, load_sources
 from ..stream.edge import Edge
 from ..stream.names import Names
+from ..stream.tables import NIL
 from ..stream.watching import ENTERED, FILLED, FIRED, LEFT
 
 batch_bytes_max = 8 << 20
@@ -58,7 +60,7 @@ class Backtest(Folding):
         self.config, self.reader, self.change, self.from_us, self.to_us = config, reader, change, from_us, to_us
         self.names = Names()
         self.edge = Edge(load_sources(config), config.dimensions(), self.names)
-        self.definitions = Definitions()
+        self.definitions, self.gauges = Definitions(), Gauges()
         self.shards = [self.new_shard() for _ in range(config.shards)]
         self.ask(self.definitions.program(self.names.id))
         self.texts = [Texts() for _ in self.shards]
@@ -90,7 +92,9 @@ class Backtest(Folding):
         self.sums.people = sum(len(texts) for texts in self.texts)
 
     def _fold(self, records: list[Record]) -> Iterator[Firing]:
-        for part in parts_of(records):
+        for part in self.parts_of(records):
+            for number, rows in enumerate(self.turn(part[0].at_us)):
+                yield from self._told(number, rows)
             # The orders of the log itself hold until the change, so that what is tried begins from what was.
             prepared = self.edge.prepare(part)
             self.sums.records += len(part)
@@ -115,6 +119,8 @@ class Backtest(Folding):
     def _change(self) -> Iterator[Firing]:
         """Put in what is to be tried, as orders at this place. Raises MidflightError for what could not be put into force."""
         versions = self.definitions.versions
+        for number, rows in enumerate(self.turn(self.from_us)):
+            yield from self._told(number, rows)
         for name, where in self.change.segments.items():
             version = versions.get(f"segment {name}", 0) + 1
             self.definitions_checked(lambda d, n=name, v=version, w=where: d.put_segment(n, v, w))
@@ -151,7 +157,7 @@ class Backtest(Folding):
         fired = rows[(rows["what"] == FIRED) & (rows["row"] != FILLED) & (rows["at"] >= self.from_us) & (rows["at"] < self.to_us)]
         for row in fired:
             rule, version = self.asked.rules[row["number"]]
-            recipient = self.texts[number][int(row["person"])]
+            recipient = self.texts[number][int(row["person"])] if row["person"] != NIL else ""
             yield Firing(
                 id=firing_id(rule, version, recipient, int(row["cause"])), rule=rule, version=version, recipient=recipient,
                 fired_us=int(row["at"]), cause_us=int(row["cause_at"]),

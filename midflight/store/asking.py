@@ -22,7 +22,6 @@ from ..stream.conditions import condition_of
 from ..stream.explained import Explaining, Happened, Reason, person_of, shown_max
 from ..stream.hashing import hash_text
 from ..stream.program import whole
-from ..stream.tables import RECIPIENTS
 from .folding import Folding, shards_max
 
 logger = logging.getLogger("midflight.engine")
@@ -156,11 +155,9 @@ class Answering:
         place, count = names.index(segment), min(max(count, 0), members_max)
         numbers = []
         for number, shard in enumerate(self.folding.shards):
-            people = int(shard.state.used[RECIPIENTS])
-            bits = shard.known.bits[:people, place >> 6] >> np.uint64(place & 63) & np.uint64(1)
-            rows = np.flatnonzero(bits)
+            rows = shard.members(place)
             every = max(1, rows.size // max(1, count))
-            numbers += (rows[::every][:count] * shards_max + number).tolist()
+            numbers += (rows[::every][:count].astype(np.int64) * shards_max + number).tolist()
         with closing(apsw.Connection(str(self.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)) as db:
             found = [db.execute("SELECT recipient FROM people WHERE number = ?", (number,)).fetchone() for number in numbers[:count]]
         return Members(recipients=sorted(row[0] for row in found if row))

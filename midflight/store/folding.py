@@ -11,19 +11,22 @@ import xxhash
 
 from ..config import Config
 from ..decide.definitions import SOURCE, Definitions, same_as
+from ..decide.gauges import MINUTE_US, Gauges
 from ..log import Record
 from ..sources import Source, load
 from ..stream.edge import Edge, Prepared
 from ..stream.names import Names
 from ..stream.program import Program
 from ..stream.shard import Effects, Shard
-from ..stream.tables import NEVER
+from ..stream.tables import NEVER, NIL
+from ..stream.watching import FIRED, TIMER, TOLD
 
 shards_max = 64
 
 
 class Asked(NamedTuple):
-    """What the numbers of segments and watches mean: the names of segments with their versions, and those of rules."""
+    """What the numbers of segments and watches mean: the names of segments with their versions, and those of rules, the ones about people
+    first."""
 
     segments: list[tuple[str, int]]
     rules: list[tuple[str, int]]
@@ -37,13 +40,22 @@ class Folding:
     edge: Edge
     shards: list[Shard]
     definitions: Definitions
+    gauges: Gauges
     asked: Asked
 
     def new_shard(self) -> Shard:
         return Shard(self.config.attribution.click_window_minutes * 60_000_000, self.config.retention.dedup_days)
 
     def apply(self, prepared: Prepared, recent_from_us: int = NEVER) -> list[Effects]:
-        """Give every shard its rows; the recipient's key decides which."""
+        """Give every shard its rows, and the gauges what that changed."""
+        effects = self._apply(prepared, recent_from_us)
+        if self.gauges:
+            for effect in effects:
+                self.gauges.add(effect.cell_key, effect.cell_value)
+        return effects
+
+    def _apply(self, prepared: Prepared, recent_from_us: int) -> list[Effects]:
+        """The recipient's key decides which shard has a row."""
         if len(self.shards) == 1:
             return [self.shards[0].apply(prepared.batch, prepared.log_time_us, recent_from_us)]
         # The high bits choose the shard: the low ones choose the place in its tables.
@@ -58,12 +70,16 @@ class Folding:
         """Let the shards run a program that they already stand at."""
         for shard in self.shards:
             shard.program = program
-        self.asked = Asked([(name, kept.version) for name, kept in self.definitions.segments.items()], self.definitions.keys()[1])
+        numbers = self.definitions.number_rules()
+        self.gauges.ask(numbers, self.names.id)
+        segments = [(name, kept.version) for name, kept in self.definitions.segments.items()]
+        self.asked = Asked(segments, [*self.definitions.keys()[1], *((name, version) for name, (version, _) in numbers.items())])
 
     def define(self, record: Record) -> tuple[list[str], list[np.ndarray]] | None:
         """Do what a definition says, at its place in the log; return the segments that begin anew, and what each shard tells of them. None
         where it changes nothing."""
         before = self.definitions.keys()
+        self.gauges.turn(record.at_us)  # where nobody looked at numbers until now, the minute is not known yet
         if not self.definitions.obey(record.body):
             return None
         now = self.definitions.keys()
@@ -73,20 +89,39 @@ class Folding:
         self.ask(program)
         return [name for (name, _), was in zip(self.asked.segments, segments, strict=True) if was < 0], told
 
+    def parts_of(self, records: list[Record]) -> Iterator[list[Record]]:
+        """Yield records in parts that end with a definition, so that it holds from its place in the log on and not from that of a batch;
+        and with a minute of the log, where anything looks at numbers by the minute. Before a part `turn` has to be called."""
+        start = 0
+        for end, record in enumerate(records, 1):
+            turns = self.gauges and end < len(records) and records[end].at_us // MINUTE_US != record.at_us // MINUTE_US
+            if turns or is_definition(record):
+                yield records[start:end]
+                start = end
+        if start < len(records):
+            yield records[start:]
+
+    def turn(self, at_us: int) -> list[np.ndarray]:
+        """Let the minutes of the log pass, up to the one of a part's first record; return what each shard tells of that. Who is meant is
+        looked up with all that time alone has changed by then."""
+        told = [[] for _ in self.shards]
+        for fired in self.gauges.turn(at_us):
+            rule = self.asked.rules.index((fired.rule, fired.version))
+            for number, shard in enumerate(self.shards):
+                if fired.segment:
+                    told[number].append(shard.advance(fired.at_us))
+                    people = shard.members([name for name, _ in self.asked.segments].index(fired.segment))
+                else:
+                    people = np.full(1 if number == 0 else 0, NIL, np.int32)
+                rows = np.zeros(people.size, TOLD)
+                rows["at"] = rows["cause_at"] = fired.at_us
+                rows["cause"], rows["row"], rows["person"], rows["number"], rows["what"] = fired.cause, TIMER, people, rule, FIRED
+                told[number].append(rows)
+        return [np.concatenate([np.zeros(0, TOLD), *rows]) for rows in told]
+
 
 def is_definition(record: Record) -> bool:
     return record.kind == "definition" and record.source == SOURCE
-
-
-def parts_of(records: list[Record]) -> Iterator[list[Record]]:
-    """Yield records in parts that end with a definition, so that it holds from its place in the log on and not from that of a batch."""
-    start = 0
-    for end, record in enumerate(records, 1):
-        if is_definition(record):
-            yield records[start:end]
-            start = end
-    if start < len(records):
-        yield records[start:]
 
 
 def firing_id(rule: str, version: int, recipient: str, cause: int) -> str:

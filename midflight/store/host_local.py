@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import Config
 from ..decide.definitions import Definitions
+from ..decide.gauges import Gauges
 from ..kit.clock import Clock
 from ..kit.collecting import uncollected
 from ..kit.crash import crash_point
@@ -33,7 +34,7 @@ from ..stream.parsed import Dead
 from ..stream.shard import Effects, Shard
 from ..stream.tables import ready_bytes
 from .asking import Answering
-from .folding import Folding, is_definition, load_sources, parts_of
+from .folding import Folding, is_definition, load_sources
 from .recent import Recent
 from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
@@ -103,7 +104,7 @@ class Engine(Folding):
         self._fold_is = f"{self.signature}/{people.VERSION}/{config.shards}/{self.store.meta('epoch')}"
         self._log_time_us = self.store.meta("log_time_us", 0)
         self.snapshots.clear(after=self.committed)
-        self.definitions = Definitions()
+        self.definitions, self.gauges = Definitions(), Gauges()
         self.shards, self.position = self._recover()
         self.ask(self.definitions.program(self.names.id))
         self._make_ready()
@@ -145,6 +146,7 @@ class Engine(Folding):
             header, shards = found
             self.edge.load(header.edge)
             self.definitions.load(header.edge["definitions"])
+            self.gauges.load(header.edge["gauges"])
             return shards, max(header.position, first)
         if self.committed and first > 0:
             logger.error("no usable snapshot, and the log starts at %d: what happened before counts no more for duplicates", first)
@@ -208,13 +210,17 @@ class Engine(Folding):
         return len(records)
 
     def _fold(self, records: list[Record]) -> None:
-        for part in parts_of(records):
+        for part in self.parts_of(records):
+            self._tell(self.turn(part[0].at_us))
             self._fold_part(part)
             if is_definition(part[-1]) and (defined := self.define(part[-1])):
                 fresh, told = defined
                 self.changes.redefine(self.asked, fresh, self.definitions.snapshot())
-                for shard, rows in enumerate(told):
-                    self.changes.tell(shard, rows, self.asked)
+                self._tell(told)
+
+    def _tell(self, told: list[np.ndarray]) -> None:
+        for shard, rows in enumerate(told):
+            self.changes.tell(shard, rows, self.asked)
 
     def _fold_part(self, records: list[Record]) -> None:
         with uncollected():
@@ -260,7 +266,8 @@ class Engine(Folding):
             )
         dead = self.store.dead_between(known[0].position, known[-1].position) if known else set()
         readable = [record for record in known if record.position not in dead]
-        for part in parts_of(readable):
+        for part in self.parts_of(readable):
+            self.turn(part[0].at_us)
             self.apply(self.edge.prepare(part))
             if is_definition(part[-1]):
                 self.define(part[-1])
@@ -323,7 +330,7 @@ class Engine(Folding):
     def snapshot(self) -> None:
         """Commit, write a snapshot of now and wait for it."""
         self.commit()
-        edge = self.edge.snapshot() | {"definitions": self.definitions.snapshot()}
+        edge = self.edge.snapshot() | {"definitions": self.definitions.snapshot(), "gauges": self.gauges.snapshot()}
         header = Header(self._fold_is, self.position, len(self.shards), edge)
         self.snapshots.save(header, self.shards)
         self._snapshot_position = self.position

@@ -446,7 +446,7 @@ class StoreWriter:
         """Return the recipients with these rows in their shard."""
         found = []
         for number in (persons.astype(np.int64) * shards_max + shard).tolist():
-            name = changes.people.get(number)
+            name = "" if number < 0 else changes.people.get(number)  # what is about numbers is about nobody
             if name is None:
                 row = self.db.execute("SELECT recipient FROM people WHERE number = ?", (number,)).fetchone()
                 name = row[0] if row else ""

@@ -215,6 +215,11 @@ class Shard:
         """Return the row of the recipient with this key, or -1."""
         return int(find_recipient(self.state.recipient_slots, self.state.recipients, np.uint64(key)))
 
+    def members(self, segment: int) -> np.ndarray:
+        """Return the rows of the people in a segment, by its number."""
+        bits = self.known.bits[: int(self.state.used[RECIPIENTS]), segment >> 6]
+        return np.flatnonzero(bits >> np.uint64(segment & 63) & np.uint64(1)).astype(np.int32)
+
     # -- for tests and the console -------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:

@@ -34,6 +34,9 @@ class Segment(AboutPeople):
     def on(self) -> Literal["enter", "leave"]:
         return "enter" if self.entered else "leave"
 
+    def segments(self) -> list[str]:
+        return [self.name]
+
     def check(self) -> None:
         if bool(self.entered) == bool(self.left):
             raise BadTrigger("Comes into which segment, or leaves it?", expected="`entered` or `left`, one of them", where="$.when")

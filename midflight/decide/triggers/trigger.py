@@ -7,11 +7,12 @@ about numbers is looked at beside the numbers, again and again, and fires at mos
 from __future__ import annotations
 
 import importlib
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
 from ...kit.errors import MidflightError
+from ...metrics import Sums
 from ...stream.conditions import Condition, duration_us
 from ...stream.program import Watch
 
@@ -34,6 +35,10 @@ class Trigger(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
         """Return what it waits for, to be put after "When"."""
         raise NotImplementedError
 
+    def segments(self) -> list[str]:
+        """Return the segments that it is made of."""
+        return []
+
     def check(self) -> None:
         """Raise BadTrigger where the fields are each of the right type and do not fit together."""
 
@@ -46,8 +51,33 @@ class AboutPeople(Trigger):
         raise NotImplementedError
 
 
+class Counted(NamedTuple):
+    """What a trigger about numbers counts: measures, by minutes up to ``minutes`` ago, of one campaign or provider or of all."""
+
+    measures: tuple[str, ...]
+    minutes: int
+    campaign: str = ""
+    provider: str = ""
+
+
 class AboutNumbers(Trigger):
-    """Fires for nobody in particular."""
+    """Looked at with each minute of the log. It either counts something, or is due at certain times.
+
+    It fires for nobody in particular; one that is due and has a segment fires for everybody in that.
+    """
+
+    def counted(self) -> Counted | None:
+        """Return what is counted for it, or None for one that is due at certain times."""
+        return None
+
+    def is_so(self, window: Sums, before: Sums, whole: bool) -> bool | None:
+        """Return whether the numbers of the window are what it waits for; None where they say nothing. ``whole``: since the rule began
+        the window has gone by once. It fires when this becomes true."""
+        raise NotImplementedError
+
+    def due_us(self, after_us: int, until_us: int) -> int:
+        """Return the last time after one and until another at which it is due, or 0."""
+        raise NotImplementedError
 
 
 def trigger_of(when: object, where: str = "$.when") -> Trigger:
