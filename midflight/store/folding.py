@@ -69,7 +69,7 @@ class Folding:
     def ask(self, program: Program) -> None:
         """Let the shards run a program that they already stand at."""
         for shard in self.shards:
-            shard.program = program
+            shard.ask(program)
         numbers = self.definitions.number_rules()
         self.gauges.ask(numbers, self.names.id)
         segments = [(name, kept.version) for name, kept in self.definitions.segments.items()]

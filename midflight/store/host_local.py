@@ -150,11 +150,16 @@ class Engine(Folding):
             return shards, max(header.position, first)
         if self.committed and first > 0:
             logger.error("no usable snapshot, and the log starts at %d: what happened before counts no more for duplicates", first)
+        shards = [self.new_shard() for _ in range(self.config.shards)]
         kept = self.store.meta("definitions")
         if first > 0 and kept:
             # What was asked for before the log's beginning still holds.
             self.definitions.load(msgspec.json.decode(kept))
-        return [self.new_shard() for _ in range(self.config.shards)], first
+            program = self.definitions.program(self.names.id)
+            new = np.full(program.segments, -1, np.int64), np.full(program.watches.size, -1, np.int64)
+            for shard in shards:
+                shard.define(program, *new)
+        return shards, first
 
     def _make_ready(self) -> None:
         """Take the memory for the messages that are expected, unless that would leave too little of it."""

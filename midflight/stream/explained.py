@@ -103,7 +103,7 @@ def _of_messages(state, m: int):
 def _conversions(state, c: int):
     while c != NIL:
         one = state.conversions[c]
-        if counts.py_func(state.conversions, c):
+        if counts.py_func(state.conversions.view(np.recarray), c):
             yield Happened(at_us=int(one["at"]), kind="converted", value_micros=int(one["value"]))
         c = int(one["next"])
 

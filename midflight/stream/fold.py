@@ -758,7 +758,8 @@ def _fold_row(cells, state, batch, i, r, m, window_us):
 
 @entry
 def fold(cells, state, known, program, told, scratch, batch, result, rcpt_row, msg_row, window_us, start):
-    """Fold the rows of a batch from `start` on; return the row that found no room in `cells` or `told`, or the number of rows.
+    """Fold the rows of a batch from `start` on; return the row that found no room in `cells`, ~row for no room in `told`, or the number of
+    rows.
 
     ``cells.touched`` collects messages whose first human click or conversion may have changed; the caller reads their final state.
     ``told`` collects what segments and rules make of each row, and of the time before it.
@@ -772,6 +773,10 @@ def fold(cells, state, known, program, told, scratch, batch, result, rcpt_row, m
         later = min(i + ahead, kinds.size - 1)
         prefetch(messages, np.int64(msg_row[later]))
         prefetch(state.recipients, np.int64(rcpt_row[later]))
+        if known.used[ON] != 0:
+            prefetch(known.persons, np.int64(rcpt_row[later]))
+            prefetch(known.bits, np.int64(rcpt_row[later]) * known.bits.shape[1])
+            prefetch(known.truths, np.int64(rcpt_row[later]) * known.truths.shape[1])
         later = min(i + near, kinds.size - 1)
         if msg_row[later] != NIL:
             prefetch(state.nodes, np.int64(messages[msg_row[later]].nodes))
@@ -788,9 +793,9 @@ def fold(cells, state, known, program, told, scratch, batch, result, rcpt_row, m
         watched = known.used[ON] != 0 and state.recipients[r].key != 0
         if watched:
             if not let_pass(program, state, known, told, batch.received[i], scratch):
-                return i
+                return ~i
             if known.used[TOLDS] + room_needed(program, known, r) > told.size:
-                return i
+                return ~i
         done = _fold_row(cells, state, batch, i, r, m, window_us)
         if done == NO_ROOM:
             return i

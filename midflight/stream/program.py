@@ -76,13 +76,18 @@ class Program(NamedTuple):
     start: np.ndarray  # int32 [expressions + 1]; the first ones are the segments', in their order
     segments: int
     watches: np.ndarray  # WATCH [n]
-    # kind -> segments that an event of it may change, as (segment, campaign or 0): rows from of_kind[kind] to of_kind[kind + 1]
+    kept: int  # so many of the atoms are the segments', the first ones: whether they are true is kept for each person
+    # Atoms that ask for the same times have the same query.
+    query: np.ndarray  # int32 [atoms]
+    # atom -> segments that it is part of: rows from needs[atom] to needs[atom + 1]
+    needs: np.ndarray  # int32 [kept + 1]
+    needs_segment: np.ndarray  # int32
+    # kind -> kept atoms that an event of it may change: rows from of_kind[kind] to of_kind[kind + 1]
     of_kind: np.ndarray  # int32 [kinds + 1]
-    of_kind_segment: np.ndarray  # int32
-    of_kind_campaign: np.ndarray  # uint32
-    by_acts: np.ndarray  # int32, segments that ask for what people did
-    by_attribute: np.ndarray  # int32, segments that ask for attributes
-    by_time: np.ndarray  # int32, segments that time alone may change
+    of_kind_atom: np.ndarray  # int32
+    by_acts: np.ndarray  # int32, kept atoms that ask for what people did
+    by_attribute: np.ndarray  # int32, kept atoms that ask for attributes
+    by_time: np.ndarray  # int32, kept atoms that time alone may change
     on_kind: np.ndarray  # int32 [kinds + 1]; on_kind_watch: the watches that an event of the kind may begin
     on_kind_watch: np.ndarray
     on_segment: np.ndarray  # int32, watches that begin with coming into a segment or leaving it
@@ -218,6 +223,7 @@ def compiled(segments: dict[str, Condition], watches: list[Watch], number: Calla
     names = list(segments)
     for name in names:
         compiler.expression(whole(segments, segments[name], (name,)))
+    kept = len(compiler.atoms)
     rows = np.zeros(len(watches), WATCH)
     for row, watch in zip(rows, watches, strict=True):
         row["on"] = ("event", "enter", "leave").index(watch.on)
@@ -232,45 +238,53 @@ def compiled(segments: dict[str, Condition], watches: list[Watch], number: Calla
             row["unless_campaign"] = number("campaign", watch.unless.campaign) if watch.unless.campaign else 0
             row["unless_name"] = name_key(watch.unless.name)
     atoms = np.array(list(compiler.atoms), ATOM) if compiler.atoms else np.zeros(0, ATOM)
-    return _indexed(compiler, atoms, len(names), rows)
+    return _indexed(compiler, atoms, kept, len(names), rows)
 
 
-def _indexed(compiler: Compiler, atoms: np.ndarray, segments: int, watches: np.ndarray) -> Program:
-    of_kind: list[list[tuple[int, int]]] = [[] for _ in KINDS]
-    by_acts, by_attribute, by_time = [], [], []
+def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, watches: np.ndarray) -> Program:
+    scores = {*steps_kind.tolist(), *ended_kinds.tolist()}
+    of_kind: list[list[int]] = [[] for _ in KINDS]
+    needs: list[list[int]] = [[] for _ in range(kept)]
     for segment in range(segments):
-        asked = atoms[compiler.atoms_of(segment)]
-        acts = asked[asked["ask"] <= A_REVENUE]
-        scored = bool((asked["ask"] == A_SCORE).any())
-        kinds = np.union1d(acts["kind"], [*steps_kind, *ended_kinds]) if scored else np.unique(acts["kind"])
-        for kind in kinds.tolist():
-            campaigns = np.unique(acts["campaign"][acts["kind"] == kind])
-            if scored and kind in {*steps_kind.tolist(), *ended_kinds.tolist()}:
-                campaigns = np.zeros(1, np.uint32)
-            # One that asks for any campaign asks for all.
-            of_kind[kind] += [(segment, 0)] if 0 in campaigns else [(segment, int(campaign)) for campaign in campaigns]
-        if acts.size or scored:
-            by_acts.append(segment)
-        if (asked["ask"] == A_ATTRIBUTE).any():
-            by_attribute.append(segment)
-        if (acts["within"] > 0).any() or scored:
-            by_time.append(segment)
-    pairs = [pair for found in of_kind for pair in found]
+        for atom in compiler.atoms_of(segment):
+            needs[atom].append(segment)
+    for number, atom in enumerate(atoms[:kept]):
+        for kind in scores if atom["ask"] == A_SCORE else [int(atom["kind"])] if atom["ask"] <= A_REVENUE else []:
+            of_kind[kind].append(number)
+    ask, within = atoms["ask"][:kept], atoms["within"][:kept]
+    queries: dict[tuple, int] = {}
+    query = [queries.setdefault((a["ask"], a["kind"], a["campaign"], a["name"], a["n"]), len(queries)) for a in atoms]
     on_kind = [[w for w, watch in enumerate(watches) if watch["on"] == ON_EVENT and watch["kind"] == kind] for kind in range(len(KINDS))]
-    int32 = np.int32
     return Program(
         atoms=atoms,
-        code=np.array(compiler.code, int32),
-        start=np.array(compiler.start, int32),
+        code=np.array(compiler.code, np.int32),
+        start=np.array(compiler.start, np.int32),
         segments=segments,
         watches=watches,
-        of_kind=np.cumsum([0, *map(len, of_kind)]).astype(int32),
-        of_kind_segment=np.array([segment for segment, _ in pairs], int32),
-        of_kind_campaign=np.array([campaign for _, campaign in pairs], np.uint32),
-        by_acts=np.array(by_acts, int32),
-        by_attribute=np.array(by_attribute, int32),
-        by_time=np.array(by_time, int32),
-        on_kind=np.cumsum([0, *map(len, on_kind)]).astype(int32),
-        on_kind_watch=np.array([w for found in on_kind for w in found], int32),
-        on_segment=np.flatnonzero(watches["on"] != ON_EVENT).astype(int32),
+        kept=kept,
+        query=np.array(query, np.int32),
+        needs=_starts(needs),
+        needs_segment=_joined(needs),
+        of_kind=_starts(of_kind),
+        of_kind_atom=_joined(of_kind),
+        by_acts=np.flatnonzero(ask <= A_SCORE).astype(np.int32),
+        by_attribute=np.flatnonzero(ask == A_ATTRIBUTE).astype(np.int32),
+        by_time=np.flatnonzero(((ask <= A_REVENUE) & (within > 0)) | (ask == A_SCORE)).astype(np.int32),
+        on_kind=_starts(on_kind),
+        on_kind_watch=_joined(on_kind),
+        on_segment=np.flatnonzero(watches["on"] != ON_EVENT).astype(np.int32),
     )
+
+
+def _starts(rows: list[list[int]]) -> np.ndarray:
+    return np.cumsum([0, *map(len, rows)]).astype(np.int32)
+
+
+def _joined(rows: list[list[int]]) -> np.ndarray:
+    return np.array([one for row in rows for one in row], np.int32)
+
+
+def atoms_before(before: Program, now: Program) -> np.ndarray:
+    """Return for each kept atom its number among those that were kept before, or -1."""
+    places = {atom.item(): number for number, atom in enumerate(before.atoms[: before.kept])}
+    return np.array([places.get(atom.item(), -1) for atom in now.atoms[: now.kept]], np.int64)

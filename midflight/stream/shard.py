@@ -12,7 +12,7 @@ from . import seen as seeing
 from . import watching
 from .batch import Batch
 from .ordered import new_table
-from .program import Program, compiled
+from .program import Program, atoms_before, compiled
 from .tables import (
     NEVER,
     NIL,
@@ -71,9 +71,12 @@ class Shard:
         self.log_time_us = 0
         self.state: State = new_state()
         self.known = watching.new_known()
-        self.program: Program = compiled({}, [], lambda kind, name: 0)
-        self._scratch = watching.new_scratch()
+        self.ask(compiled({}, [], lambda kind, name: 0))
         self._told = np.zeros(told_min, watching.TOLD)
+
+    def ask(self, program: Program) -> None:
+        """Go on with a program that this state stands at, as after `read`."""
+        self.program, self._scratch = program, watching.new_scratch(program)
 
     # -- the four verbs --------------------------------------------------------------------------------------------------
 
@@ -97,8 +100,11 @@ class Shard:
         cells = new_cells(recent_from_us)
         row = 0
         while (row := self._fold(cells, batch, result, recipient, message, row)) < rows:
-            cells = grown(cells)
-            self._more_room()
+            if row < 0:
+                row = ~row
+                self._more_room()
+            else:
+                cells = grown(cells)
         self._let_pass(self.log_time_us)
         new = np.flatnonzero(recipient >= people)
         new_person, first = np.unique(recipient[new], return_index=True)
@@ -123,8 +129,9 @@ class Shard:
         or has changed. What is the same goes on as if nothing had happened.
         """
         people = int(self.state.used[RECIPIENTS])
-        self.known = watching.redefined(self.known, people, program.segments, segments, watches)
-        self.program = program
+        atoms = atoms_before(self.program, program)
+        self.known = watching.redefined(self.known, people, segments, atoms, watches)
+        self.ask(program)
         used = self.known.used
         if not used[watching.ON]:
             # Time has passed without anybody looking: all segments are new, and nobody waits any more.
@@ -133,14 +140,16 @@ class Shard:
             watching.rebuild_wheels(self.known, people)
             used[watching.TICK], used[watching.PASSED_US] = self.log_time_us // watching.TICK_US, self.log_time_us
         used[watching.ON] = program.segments + program.watches.size
-        fresh = np.flatnonzero(segments < 0).astype(np.int32)
+        new_atoms, new_segments = (np.flatnonzero(was < 0).astype(np.int32) for was in (atoms, segments))
         first = 0
-        while fresh.size and (first := self._fill(fresh, first, people)) < people:
+        while new_segments.size and (first := self._fill(new_atoms, new_segments, first, people)) < people:
             self._more_room()
         return self._taken()
 
-    def _fill(self, segments: np.ndarray, first: int, people: int) -> int:
-        return watching.fill(self.program, self.state, self.known, self._told, segments, first, people, self.log_time_us, self._scratch)
+    def _fill(self, atoms: np.ndarray, segments: np.ndarray, first: int, people: int) -> int:
+        return watching.fill(
+            self.program, self.state, self.known, self._told, atoms, segments, first, people, self.log_time_us, self._scratch
+        )
 
     def _let_pass(self, to_us: int) -> None:
         if not self.known.used[watching.ON]:

@@ -16,7 +16,7 @@ from ..kit.reserved import reserved
 from .agents import MACHINE, burst_us
 from .conditions import count_max
 from .facts import CLICK, OPEN, counts, is_bounce, what_of_kind
-from .hashing import mix
+from .hashing import lowest_bit, mix
 from .program import (
     A_ATTRIBUTE,
     A_DID,
@@ -33,6 +33,7 @@ from .program import (
     ON_ENTER,
     ON_EVENT,
     ON_LEAVE,
+    Program,
     stack_max,
 )
 from .score import ended_kinds, score_max, steps_kind, steps_n, steps_points, steps_within
@@ -89,6 +90,7 @@ class Known(NamedTuple):
     acts: np.ndarray
     pendings: np.ndarray
     bits: np.ndarray  # uint64 [persons, words]: a bit for each segment
+    truths: np.ndarray  # uint64 [persons, words]: a bit for each kept atom of the program, whether it is true
     wheels: np.ndarray  # int32 [2 * ring], the first person of each slot
     used: (
         np.ndarray
@@ -96,29 +98,43 @@ class Known(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room for one evaluation."""
+    """Room for one evaluation. What `times_at` has of a query is this person's, now, where its `stamp` is the present one."""
 
     times: np.ndarray  # int64
-    last: np.ndarray  # int64 by kind
-    fresh: np.ndarray  # bool by kind: whether `last` is this person's, now
+    at: np.ndarray  # int64 by query
+    stamp: np.ndarray  # int64 by query
+    now: np.ndarray  # int64 [1], the present stamp
     stack: np.ndarray  # bool
+    dirty: np.ndarray  # uint64 by segment, a bit: it has to be looked at
 
 
-def new_known(words: int = 4) -> Known:
+def new_known(words: int = 4, atom_words: int = 4) -> Known:
     return Known(
         reserved(rows_max, 256, PERSON),
         reserved(rows_max, 256, ATTRIBUTE),
         reserved(rows_max, 256, ACT),
         reserved(rows_max, 256, PENDING),
-        reserved(rows_max * words, 256 * words, np.dtype("u8")).reshape(-1, words),
+        new_bits(words),
+        new_bits(atom_words),
         np.zeros(2 * ring, np.int32),
         np.zeros(9, np.int64),
     )
 
 
-def new_scratch() -> Scratch:
-    times, last = np.zeros(count_max + 2, np.int64), np.zeros(len(KINDS), np.int64)
-    return Scratch(times, last, np.zeros(len(KINDS), np.bool_), np.zeros(stack_max + 1, np.bool_))
+def new_bits(words: int) -> np.ndarray:
+    return reserved(rows_max * words, 256 * words, np.dtype("u8")).reshape(-1, words)
+
+
+def new_scratch(program: Program) -> Scratch:
+    queries = int(program.query.max(initial=-1)) + 1
+    return Scratch(
+        np.zeros(count_max + 2, np.int64),
+        np.zeros(queries, np.int64),
+        np.zeros(queries, np.int64),
+        np.ones(1, np.int64),
+        np.zeros(stack_max + 1, np.bool_),
+        np.zeros((program.segments >> 6) + 1, np.uint64),
+    )
 
 
 # -- what is known of a person ---------------------------------------------------------------------------------------------
@@ -272,16 +288,22 @@ def _score(state, known, r, now, scratch):
 
 
 @step
-def _atom(atom, state, known, r, now, scratch):
+def _time_of(program, a, state, known, r, scratch):
+    """Return the time that an atom about what somebody did asks for; looked up once for all that ask for the same."""
+    query = program.query[a]
+    if scratch.stamp[query] != scratch.now[0]:
+        atom = program.atoms[a]
+        scratch.stamp[query] = scratch.now[0]
+        scratch.at[query] = nth_time(state, known, r, atom.kind, atom.campaign, atom.name, atom.n, scratch.times)
+    return scratch.at[query]
+
+
+@step
+def _atom(program, a, state, known, r, now, scratch):
     """Return whether an atom is true of a person now, and from when on it may be otherwise by time alone (NEVER: not)."""
+    atom = program.atoms[a]
     if atom.ask == A_DID:
-        if atom.n == 1 and atom.campaign == 0 and atom.name == 0:
-            if not scratch.fresh[atom.kind]:
-                scratch.last[atom.kind] = nth_time(state, known, r, atom.kind, 0, 0, 1, scratch.times)
-                scratch.fresh[atom.kind] = True
-            at = scratch.last[atom.kind]
-        else:
-            at = nth_time(state, known, r, atom.kind, atom.campaign, atom.name, atom.n, scratch.times)
+        at = _time_of(program, a, state, known, r, scratch)
         if atom.within == 0:
             return at >= 0, NEVER
         true = at >= 0 and now < at + atom.within
@@ -323,28 +345,62 @@ def _atom(atom, state, known, r, now, scratch):
 
 @step
 def holds(program, expression, state, known, r, now, scratch):
-    """Return whether an expression is true of a person now, and the earliest time at which time alone may change that."""
+    """Return whether an expression is true of a person now."""
     stack = scratch.stack
     top = 0
-    flip = NEVER
     for k in range(program.start[expression], program.start[expression + 1]):
         code = program.code[k]
         if code >= 0:
-            stack[top], change = _atom(program.atoms[code], state, known, r, now, scratch)
-            flip = min(flip, change)
+            stack[top] = _atom(program, code, state, known, r, now, scratch)[0]
             top += 1
-        elif code == NOT:
-            stack[top - 1] = not stack[top - 1]
         else:
-            top -= 1
-            stack[top - 1] = (stack[top - 1] and stack[top]) if code == AND else (stack[top - 1] or stack[top])
-    return stack[0], flip
+            top = _joined(stack, top, code)
+    return stack[0]
+
+
+@step
+def _holds_by_bits(program, expression, truths, stack):
+    """The same from the bits of the kept atoms."""
+    top = 0
+    for k in range(program.start[expression], program.start[expression + 1]):
+        code = program.code[k]
+        if code >= 0:
+            stack[top] = _bit(truths, code)
+            top += 1
+        else:
+            top = _joined(stack, top, code)
+    return stack[0]
+
+
+@inner
+def _joined(stack, top, code):
+    if code == NOT:
+        stack[top - 1] = not stack[top - 1]
+        return top
+    stack[top - 2] = (stack[top - 2] and stack[top - 1]) if code == AND else (stack[top - 2] or stack[top - 1])
+    return top - 1
+
+
+@inner
+def _bit(words, number):
+    return words[number >> 6] >> np.uint64(number & 63) & np.uint64(1) != 0
 
 
 @inner
 def _forget(scratch):
-    for kind in range(scratch.fresh.size):
-        scratch.fresh[kind] = False
+    scratch.now[0] += 1
+
+
+@step
+def _look_at_atom(program, a, state, known, r, now, scratch):
+    """Bring an atom's bit up to date, and note which segments that may change; return when time alone may change it."""
+    true, flip = _atom(program, a, state, known, r, now, scratch)
+    if true != _bit(known.truths[r], a):
+        known.truths[r, a >> 6] ^= np.uint64(1) << np.uint64(a & 63)
+        for k in range(program.needs[a], program.needs[a + 1]):
+            segment = program.needs_segment[k]
+            scratch.dirty[segment >> 6] |= np.uint64(1) << np.uint64(segment & 63)
+    return flip
 
 
 # -- timers ----------------------------------------------------------------------------------------------------------------------
@@ -420,7 +476,7 @@ def _tell(known, told, what, number, r, at, cause_at, cause, row):
 @step
 def _fire(program, w, state, known, told, r, now, cause_at, cause, row, scratch):
     where = program.watches[w].where
-    if where >= 0 and not holds(program, where, state, known, r, now, scratch)[0]:
+    if where >= 0 and not holds(program, where, state, known, r, now, scratch):
         return
     _tell(known, told, FIRED, w, r, now, cause_at, cause, row)
 
@@ -477,17 +533,16 @@ def _unwait(known, r, segment, on, watches):
 
 @step
 def _look_at_segment(program, s, state, known, told, r, now, cause, row, scratch, filling):
-    """Bring one membership up to date; return when time alone may change it."""
-    true, flip = holds(program, s, state, known, r, now, scratch)
-    word, bit = s >> 6, np.uint64(1) << np.uint64(s & 63)
-    if true == (known.bits[r, word] & bit != 0):
-        return flip
-    known.bits[r, word] ^= bit
+    """Bring one membership up to date with the bits of the atoms."""
+    true = _holds_by_bits(program, s, known.truths[r], scratch.stack)
+    if true == _bit(known.bits[r], s):
+        return
+    known.bits[r, s >> 6] ^= np.uint64(1) << np.uint64(s & 63)
     cause = mix(cause ^ np.uint64(now) ^ np.uint64(s + 1) * np.uint64(0x9E3779B97F4A7C15))
     _tell(known, told, ENTERED if true else LEFT, s, r, now, now, cause, FILLED if filling else row)
     _unwait(known, r, s, ON_LEAVE if true else ON_ENTER, program.watches)
     if filling:
-        return flip
+        return
     for k in range(program.on_segment.size):
         w = program.on_segment[k]
         watch = program.watches[w]
@@ -496,7 +551,18 @@ def _look_at_segment(program, s, state, known, told, r, now, cause, row, scratch
                 _fire(program, w, state, known, told, r, now, now, cause, row, scratch)
             else:
                 _wait(known, r, w, NIL, now, cause, now + watch.wait)
-    return flip
+
+
+@step
+def _look_at_dirty(program, state, known, told, r, now, cause, row, scratch):
+    """Bring the memberships up to date that an atom has changed, in their order."""
+    for word in range(scratch.dirty.size):
+        left = scratch.dirty[word]
+        scratch.dirty[word] = 0
+        while left != 0:
+            lowest = lowest_bit(left)
+            left &= left - np.uint64(1)
+            _look_at_segment(program, (word << 6) + lowest, state, known, told, r, now, cause, row, scratch, False)
 
 
 # -- events ------------------------------------------------------------------------------------------------------------------------
@@ -650,20 +716,27 @@ def watch_row(program, state, known, told, batch, i, r, m, now, other_kinds, cha
     kind = batch.kind[i]
     if not known.persons[r].met:
         known.persons[r].met = 1
+        for a in range(program.kept):
+            wake = min(wake, _look_at_atom(program, a, state, known, r, now, scratch))
         for segment in range(program.segments):
-            wake = min(wake, _look_at_segment(program, segment, state, known, told, r, now, cause, i, scratch, False))
+            scratch.dirty[segment >> 6] |= np.uint64(1) << np.uint64(segment & 63)
     elif other_kinds:
         for k in range(program.by_acts.size):
-            wake = min(wake, _look_at_segment(program, program.by_acts[k], state, known, told, r, now, cause, i, scratch, False))
+            wake = min(wake, _look_at_atom(program, program.by_acts[k], state, known, r, now, scratch))
     else:
         for k in range(program.of_kind[kind], program.of_kind[kind + 1]):
-            campaign = program.of_kind_campaign[k]
-            if campaign == 0 or (m != NIL and state.messages[m].campaign == campaign):
-                segment = program.of_kind_segment[k]
-                wake = min(wake, _look_at_segment(program, segment, state, known, told, r, now, cause, i, scratch, False))
+            a = program.of_kind_atom[k]
+            campaign = program.atoms[a].campaign
+            if campaign != 0 and (m == NIL or state.messages[m].campaign != campaign):
+                continue
+            # One more event makes nothing untrue, and a time at which somebody is looked at too early only asks again.
+            if program.atoms[a].ask == A_DID and kind != K_CONVERTED and _bit(known.truths[r], a):
+                continue
+            wake = min(wake, _look_at_atom(program, a, state, known, r, now, scratch))
     if changed_attributes:
         for k in range(program.by_attribute.size):
-            wake = min(wake, _look_at_segment(program, program.by_attribute[k], state, known, told, r, now, cause, i, scratch, False))
+            wake = min(wake, _look_at_atom(program, program.by_attribute[k], state, known, r, now, scratch))
+    _look_at_dirty(program, state, known, told, r, now, cause, i, scratch)
     for k in range(program.on_kind[kind], program.on_kind[kind + 1]):
         _begin(program, program.on_kind_watch[k], state, known, told, batch, i, r, m, now, scratch)
     _wake(known, r, wake)
@@ -675,7 +748,11 @@ def _look(program, state, known, told, r, now, scratch):
     _forget(scratch)
     wake = NEVER
     for k in range(program.by_time.size):
-        wake = min(wake, _look_at_segment(program, program.by_time[k], state, known, told, r, now, np.uint64(0), TIMER, scratch, False))
+        a = program.by_time[k]
+        # What somebody did does not become true by time.
+        if program.atoms[a].ask != A_DID or _bit(known.truths[r], a):
+            wake = min(wake, _look_at_atom(program, a, state, known, r, now, scratch))
+    _look_at_dirty(program, state, known, told, r, now, np.uint64(0), TIMER, scratch)
     before, p = 0, known.persons[r].pendings
     while p != 0:
         if known.pendings[p - 1].due <= now:
@@ -744,8 +821,9 @@ def pass_time(program, state, known, told, to, scratch):
 
 
 @entry
-def fill(program, state, known, told, segments, first, persons, now, scratch):
-    """Bring some segments up to date for everybody, from person `first` on; return the person that found no room, or their number."""
+def fill(program, state, known, told, atoms, segments, first, persons, now, scratch):
+    """Bring some atoms and segments up to date for everybody, from person `first` on; return the person that found no room, or their
+    number."""
     for r in range(first, persons):
         if state.recipients[r].key == 0:
             continue
@@ -754,8 +832,12 @@ def fill(program, state, known, told, segments, first, persons, now, scratch):
         known.persons[r].met = 1
         _forget(scratch)
         wake = NEVER
+        for k in range(atoms.size):
+            wake = min(wake, _look_at_atom(program, atoms[k], state, known, r, now, scratch))
+        for word in range(scratch.dirty.size):
+            scratch.dirty[word] = 0  # the segments that new atoms are part of are these
         for k in range(segments.size):
-            wake = min(wake, _look_at_segment(program, segments[k], state, known, told, r, now, np.uint64(0), TIMER, scratch, True))
+            _look_at_segment(program, segments[k], state, known, told, r, now, np.uint64(0), TIMER, scratch, True)
         _wake(known, r, wake)
     return persons
 
@@ -763,27 +845,40 @@ def fill(program, state, known, told, segments, first, persons, now, scratch):
 # -- definitions change, and snapshots ---------------------------------------------------------------------------------------------------
 
 
-def redefined(known: Known, persons: int, segments: int, segment_was: np.ndarray, watch_was: np.ndarray) -> Known:
+def redefined(known: Known, persons: int, segment_was: np.ndarray, atom_was: np.ndarray, watch_was: np.ndarray) -> Known:
     """Return what is known, numbered for other definitions: memberships and waits of those that are the same stay, the rest is dropped."""
-    words = known.bits.shape[1]
-    wanted = max(words, -(-segments // 64))
-    bits = known.bits if wanted == words else new_known(wanted).bits
-    moved = np.flatnonzero(segment_was >= 0)
-    if wanted != words or not np.array_equal(segment_was, np.arange(segment_was.size)) or segments % 64:
-        part = 1 << 16
-        for start in range(0, persons, part):
-            old = known.bits[start : start + part].copy()[: persons - start]
-            new = np.zeros((old.shape[0], wanted), np.uint64)
-            for segment in moved.tolist():
-                was = int(segment_was[segment])
-                bit = old[:, was >> 6] >> np.uint64(was & 63) & np.uint64(1)
-                new[:, segment >> 6] |= bit << np.uint64(segment & 63)
-            bits[start : start + old.shape[0]] = new
     now = np.full(int(watch_was.max(initial=-1)) + 1, -1, np.int32)
     now[watch_was[watch_was >= 0]] = np.flatnonzero(watch_was >= 0)
-    known = known._replace(bits=bits)
+    known = known._replace(bits=_renumbered(known.bits, persons, segment_was), truths=_renumbered(known.truths, persons, atom_was))
     _renumber(known, persons, now)
     return known
+
+
+def _renumbered(bits: np.ndarray, persons: int, was: np.ndarray) -> np.ndarray:
+    """Return bits [persons, words] of which number n is what number was[n] was before, and 0 where that is -1."""
+    words = bits.shape[1]
+    wanted = max(words, -(-was.size // 64))
+    if wanted == words and np.array_equal(was, np.arange(was.size)) and not _any_from(bits[:persons], was.size):
+        return bits
+    out = bits if wanted == words else new_bits(wanted)
+    part = 1 << 16
+    for start in range(0, persons, part):
+        old = bits[start : min(persons, start + part)].copy()
+        new = np.zeros((old.shape[0], wanted), np.uint64)
+        for number in np.flatnonzero(was >= 0).tolist():
+            before = int(was[number])
+            bit = old[:, before >> 6] >> np.uint64(before & 63) & np.uint64(1)
+            new[:, number >> 6] |= bit << np.uint64(number & 63)
+        out[start : start + old.shape[0]] = new
+    return out
+
+
+def _any_from(bits: np.ndarray, number: int) -> bool:
+    """Whether any bit from a number on is set."""
+    word, rest = number >> 6, number & 63
+    if word < bits.shape[1] and rest and (bits[:, word] >> np.uint64(rest)).any():
+        return True
+    return bool(bits[:, word + (rest > 0) :].any())
 
 
 @entry
@@ -802,8 +897,7 @@ def _renumber(known, persons, now):
 
 def write(known: Known, persons: int, out) -> None:
     """Write what is known to a binary file."""
-    words = known.bits.shape[1]
-    out.write(np.array([words, *known.used], np.int64).tobytes())
+    out.write(np.array([known.bits.shape[1], known.truths.shape[1], *known.used], np.int64).tobytes())
     for rows in _stored(known, persons):
         if rows.size:
             out.write(memoryview(rows.reshape(-1).view(np.uint8)))
@@ -811,11 +905,11 @@ def write(known: Known, persons: int, out) -> None:
 
 def read(source, persons: int) -> Known:
     """Read what `write` wrote. Raises ValueError."""
-    header = np.frombuffer(source.read(10 * 8), np.int64)
-    if header.size != 10:
+    header = np.frombuffer(source.read(11 * 8), np.int64)
+    if header.size != 11:
         raise ValueError("snapshot is cut short")
-    known = new_known(int(header[0]))
-    known.used[:] = header[1:]
+    known = new_known(int(header[0]), int(header[1]))
+    known.used[:] = header[2:]
     for rows in _stored(known, persons):
         if rows.size:
             view = memoryview(rows.reshape(-1).view(np.uint8))
@@ -833,3 +927,4 @@ def _stored(known: Known, persons: int):
     yield known.acts[: used[ACTS]]
     yield known.pendings[: used[PENDINGS]]
     yield known.bits[:persons]
+    yield known.truths[:persons]
