@@ -29,6 +29,7 @@ from midflight.log import Reader, Record, Writer
 from midflight.store import asking
 from midflight.store.folding import Folding
 from midflight.store.host_local import Engine
+from midflight.store.moves import Move, latest_moves, moves_after
 
 CLICKED_NOT_BOUGHT = {"kind": "absence", "after": {"did": "clicked"}, "no": {"did": "converted"}, "within": "30m"}
 
@@ -74,11 +75,15 @@ class World:
         with apsw.Connection(str(self.config.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY) as db:
             return db.execute(f"SELECT {what}").fetchall()
 
-    def told(self) -> tuple[list, list, list]:
+    def told(self) -> tuple[list, list, list, list]:
         """Return all that the store says of segments and firings, but for numbers that another cut gives otherwise."""
         firings = self.table("id, rule, version, recipient, fired_us, cause FROM firings ORDER BY id")
-        moves = self.table("at_us, segment, recipient, entered FROM moves ORDER BY 1, 2, 3, 4")
-        return firings, moves, self.table("name, version, members FROM segments")
+        moves = sorted(move[1:] for move in self.moves())
+        return firings, moves, self.table("name, version, members FROM segments"), self.table("* FROM flows")
+
+    def moves(self) -> list[Move]:
+        with apsw.Connection(str(self.config.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY) as db:
+            return moves_after(db, 0, 1_000_000)
 
 
 @pytest.fixture
@@ -118,14 +123,16 @@ def test_a_new_segment_fills_from_history_and_follows(world: World) -> None:
     world.rule("welcome", {"kind": "segment", "entered": "readers"})
     world.fold()
     assert world.table("name, version, members FROM segments") == [("readers", 1, 1)]
-    assert world.table("recipient FROM moves") == [] == world.table("recipient FROM firings")
+    assert world.moves() == [] == world.table("recipient FROM firings")
     world.hear(did("opened", 3, world.clock.now_us(), "bob@x.example"))
     world.wait(61)
     world.fold()
     assert world.table("name, members FROM segments") == [("readers", 0)]
-    assert world.table("recipient, entered, at_us FROM moves ORDER BY number") == [
-        ("bob@x.example", 1, T0), ("ada@x.example", 0, T0 + 60 * M), ("bob@x.example", 0, T0 + 60 * M),
+    moves = [
+        Move(1, T0, "readers", "bob@x.example", True), Move(2, T0 + 60 * M, "readers", "ada@x.example", False),
+        Move(3, T0 + 60 * M, "readers", "bob@x.example", False),
     ]  # fmt: skip
+    assert world.moves() == moves
     assert world.table("recipient FROM firings") == [("bob@x.example",)]
 
 
@@ -212,6 +219,13 @@ def test_deaths_snapshots_and_rebuilds_tell_the_same(tmp_path: Path, seed: int) 
     worlds[1].fold(rebuild=True)
     assert worlds[1].told() == before
     assert before[0] or before[1] or before[2]
+    with apsw.Connection(str(worlds[1].config.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY) as db:
+        every, pages = worlds[1].moves(), []
+        while page := moves_after(db, pages[-1].number if pages else 0, 7):
+            pages += page
+        assert pages == every and [move.number for move in every] == list(range(1, len(every) + 1))
+        for name in {move.segment for move in every}:
+            assert latest_moves(db, name, 5) == [move for move in every if move.segment == name][:-6:-1]
     for world in worlds:
         world.writer.close()
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..kit.errors import MidflightError, NotFound, nearest
 from ..stream.conditions import Condition, InSegment, condition_of, parts_of
 from ..stream.program import Program, Watch, compiled, segments_max, watches_max, whole
-from .triggers import AboutNumbers, AboutPeople, trigger_of
+from .triggers import AboutNumbers, AboutPeople, Trigger, trigger_of
 
 name_chars_max = 100
 bytes_max = 64 * 1024  # of one definition
@@ -75,6 +75,7 @@ class Definitions:
         self.rules: dict[str, Kept] = {}
         self.versions: dict[str, int] = {}  # the last one of every name, also of what is gone: no version comes twice
         self._conditions: dict[str, Condition] = {}
+        self._triggers: dict[str, tuple[Trigger, Condition | None]] = {}  # of the rules, with the condition that has to hold
 
     # -- segments --------------------------------------------------------------------------------------------------------------
 
@@ -85,11 +86,8 @@ class Definitions:
         self._check_version("segment", name, version)
         if name not in self.segments and len(self.segments) >= segments_max:
             raise BadDefinition("There are too many segments", expected=f"at most {segments_max}", todo="Take one away")
-        condition = condition_of(where, "$.where")
-        # With the others as they will be, and this one among them: a circle shows in whatever leads into it.
-        conditions = self._conditions | {name: condition}
-        for one in conditions:
-            whole(conditions, conditions[one], (one,))
+        conditions = self._conditions | {name: condition_of(where, "$.where")}
+        self._check_together(conditions, self._triggers)
         self._conditions = conditions
         self.segments[name] = Kept(version=version, body=where)
         self.versions[f"segment {name}"] = version
@@ -105,8 +103,7 @@ class Definitions:
     def needing(self, name: str) -> list[str]:
         """Return the segments and rules that are made of a segment."""
         found = [f"segment `{one}`" for one, condition in self._conditions.items() if _names(condition, name)]
-        for one, kept in self.rules.items():
-            trigger, where = rule_of(kept.body)
+        for one, (trigger, where) in self._triggers.items():
             if name in trigger.segments() or (where is not None and _names(where, name)):
                 found.append(f"rule `{one}`")
         return found
@@ -126,18 +123,23 @@ class Definitions:
             raise BadDefinition("A rule about numbers has no person to ask", where="$.where", todo="Leave `where` out")
         if name not in self.rules and len(self.rules) >= watches_max:
             raise BadDefinition("There are too many rules", expected=f"at most {watches_max}", todo="Take one away")
+        self._check_together(self._conditions, self._triggers | {name: (trigger, where)})
+
+    def _check_together(self, conditions: dict[str, Condition], triggers: dict[str, tuple[Trigger, Condition | None]]) -> None:
+        """Raise MidflightError where these would not run: they go in a circle, or are too much in all."""
+        compiled(conditions, _watches(triggers), lambda kind, name: 1)
 
     def put_rule(self, name: str, version: int, body: dict) -> None:
         """Put a rule into force."""
         self.check_rule(name, body)
         self._check_version("rule", name, version)
-        self.rules[name] = Kept(version=version, body=body)
+        self.rules[name], self._triggers[name] = Kept(version=version, body=body), rule_of(body)
         self.versions[f"rule {name}"] = version
 
     def drop_rule(self, name: str) -> None:
         """Take a rule out of force."""
         self._known("rule", name, self.rules)
-        del self.rules[name]
+        del self.rules[name], self._triggers[name]
 
     def _check_version(self, kind: str, name: str, version: int) -> None:
         last = self.versions.get(f"{kind} {name}", 0)
@@ -171,21 +173,17 @@ class Definitions:
 
     def people_rules(self) -> list[str]:
         """Return the rules that wait for something in people, in the order in which they are numbered."""
-        return [name for name, kept in self.rules.items() if isinstance(rule_of(kept.body)[0], AboutPeople)]
+        return [name for name, (trigger, _) in self._triggers.items() if isinstance(trigger, AboutPeople)]
 
     def number_rules(self) -> dict[str, tuple[int, AboutNumbers]]:
         """Return the rules about numbers, with their versions."""
-        found = ((name, kept.version, rule_of(kept.body)[0]) for name, kept in self.rules.items())
-        return {name: (version, trigger) for name, version, trigger in found if isinstance(trigger, AboutNumbers)}
-
-    def watches(self) -> list[Watch]:
-        """Return what these rules wait for."""
-        found = (rule_of(self.rules[name].body) for name in self.people_rules())
-        return [trigger.watch(where) for trigger, where in found]
+        return {
+            name: (self.rules[name].version, trigger) for name, (trigger, _) in self._triggers.items() if isinstance(trigger, AboutNumbers)
+        }
 
     def program(self, number: Callable[[str, str], int]) -> Program:
         """Return what the shards run."""
-        return compiled(self._conditions, self.watches(), number)
+        return compiled(self._conditions, _watches(self._triggers), number)
 
     def keys(self) -> tuple[list[tuple[str, int, bytes]], list[tuple[str, int]]]:
         """Return what makes a segment the same one, and a rule about people: name and version, and all that a segment is made of."""
@@ -206,9 +204,14 @@ class Definitions:
         self.rules = msgspec.convert(state["rules"], dict[str, Kept])
         self.versions = dict(state["versions"])
         self._conditions = {name: condition_of(kept.body) for name, kept in self.segments.items()}
+        self._triggers = {name: rule_of(kept.body) for name, kept in self.rules.items()}
 
 
-def rule_of(body: dict) -> tuple:
+def _watches(triggers: dict[str, tuple[Trigger, Condition | None]]) -> list[Watch]:
+    return [trigger.watch(where) for trigger, where in triggers.values() if isinstance(trigger, AboutPeople)]
+
+
+def rule_of(body: dict) -> tuple[Trigger, Condition | None]:
     """Return a rule's trigger, and the condition that has to hold of the person (None: none). Raises MidflightError."""
     if not isinstance(body, dict):
         raise BadDefinition("Not a rule", expected="a mapping with `when` and `action`", got=type(body).__name__)

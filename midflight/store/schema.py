@@ -70,10 +70,11 @@ CREATE TABLE IF NOT EXISTS people (number INTEGER PRIMARY KEY, recipient TEXT NO
 
 -- How many are in each segment. version: of its definition.
 CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, version INTEGER NOT NULL, members INTEGER NOT NULL) WITHOUT ROWID;
--- Who came into a segment or left it, in log order; who was in it when it was made did not come. Trimmed by log time.
-CREATE TABLE IF NOT EXISTS moves (number INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, segment TEXT NOT NULL, recipient TEXT NOT NULL,
-    entered INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS moves_of ON moves (segment, number);
+-- Who came into a segment or left it, packed by the batch: see store/moves.py. Trimmed by log time; and how many of them in each hour.
+CREATE TABLE IF NOT EXISTS moves (number INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, n INTEGER NOT NULL, segments TEXT NOT NULL,
+    rows BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS flows (segment TEXT, hour INTEGER, entered INTEGER NOT NULL, gone INTEGER NOT NULL,
+    PRIMARY KEY (segment, hour)) WITHOUT ROWID;
 -- What set off a rule about people. id: the same whenever the log is read again; cause: JSON. Trimmed by log time.
 CREATE TABLE IF NOT EXISTS firings (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, rule TEXT NOT NULL, version INTEGER NOT NULL,
     recipient TEXT NOT NULL, fired_us INTEGER NOT NULL, cause BLOB NOT NULL);

@@ -27,6 +27,7 @@ from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
 from ..stream.tables import starts, summed
 from ..stream.watching import ENTERED, FILLED, FIRED
+from . import moves
 from .folding import Asked, firing_id, shards_max
 from .recent import Recent
 from .schema import SCHEMA, VERSION
@@ -37,12 +38,13 @@ _HOUR_KEY = ("campaign", "hour", *_KEY[2:])
 _SECOND_KEY = ("campaign", "second", *_KEY[2:])
 _DERIVED = (
     "meta", "names", "cells", "hours", "delays", "hour_delays", "recent", "recent_delays", "campaigns", "clickers", "dead", "receipts",
-    "drops", "freshness", "marks", "suppressions", "orders", "advised", "people", "segments", "moves", "firings",
+    "drops", "freshness", "marks", "suppressions", "orders", "advised", "people", "segments", "moves", "flows", "firings",
 )  # fmt: skip
 # Who must not be written to, and who was told what, outlives the records that said so.
 NEVER_LOST = ("suppressions", "advised")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 told_kept_us = 40 * 86_400_000_000  # moves and firings, by log time
+flows_kept_us = 400 * 86_400_000_000
 trimmed_max = 10_000  # rows at a time
 minutes_of_freshness_max = 7 * 24 * 60
 checksum_bytes = 8
@@ -407,37 +409,34 @@ class StoreWriter:
             if isinstance(one, Redefined):
                 self._redefined(one)
             else:
-                self._moves(one.shard, one.rows[one.rows["what"] != FIRED], one.asked, changes)
+                self._moves(one.shard, one.rows[one.rows["what"] != FIRED], one.asked)
                 self._firings(one.shard, one.rows[one.rows["what"] == FIRED], one.asked, changes)
         if changes.told:
             before_us = changes.log_time_us - told_kept_us
             for table, at in (("moves", "at_us"), ("firings", "fired_us")):
                 self.db.execute(f"DELETE FROM {table} WHERE number IN (SELECT number FROM {table} ORDER BY number LIMIT ?) AND {at} < ?",
                                 (trimmed_max, before_us))  # fmt: skip
+            self.db.execute("DELETE FROM flows WHERE hour < ?", ((changes.log_time_us - flows_kept_us) // moves.HOUR_US,))
 
-    def _moves(self, shard: int, rows: np.ndarray, asked: Asked, changes: Changes) -> None:
+    def _moves(self, shard: int, rows: np.ndarray, asked: Asked) -> None:
         if not rows.size:
             return
         members = np.bincount(rows["number"], np.where(rows["what"] == ENTERED, 1, -1), len(asked.segments))
         changed = [(int(n), name) for (name, _), n in zip(asked.segments, members, strict=True) if n]
         self.db.executemany("UPDATE segments SET members = members + ? WHERE name = ?", changed)
         rows = rows[rows["row"] != FILLED]
-        names = self._recipients(shard, rows["person"], changes)
-        self.db.executemany(
-            "INSERT INTO moves (at_us, segment, recipient, entered) VALUES (?, ?, ?, ?)",
-            [
-                (int(row["at"]), asked.segments[row["number"]][0], name, int(row["what"] == ENTERED))
-                for row, name in zip(rows, names, strict=True)
-            ],
-        )
+        if rows.size:
+            person = rows["person"].astype(np.int64) * shards_max + shard
+            moves.add(self.db, moves.packed(rows, person), [name for name, _ in asked.segments])
 
     def _firings(self, shard: int, rows: np.ndarray, asked: Asked, changes: Changes) -> None:
         """One firing for each cause: the same one, found a second time, is known by its id."""
+        names = self._recipients(shard, rows["person"], changes)
+        columns = (rows[column].tolist() for column in ("number", "cause", "at", "cause_at"))
         fired = []
-        for row, name in zip(rows, self._recipients(shard, rows["person"], changes), strict=True):
-            rule, version = asked.rules[row["number"]]
-            cause = msgspec.json.encode({"at_us": int(row["cause_at"])})
-            fired.append((firing_id(rule, version, name, int(row["cause"])), rule, version, name, int(row["at"]), cause))
+        for name, number, cause, at_us, cause_us in zip(names, *columns, strict=True):
+            rule, version = asked.rules[number]
+            fired.append((firing_id(rule, version, name, cause), rule, version, name, at_us, b'{"at_us":%d}' % cause_us))
         self.db.executemany(
             "INSERT OR IGNORE INTO firings (id, rule, version, recipient, fired_us, cause) VALUES (?, ?, ?, ?, ?, ?)", fired
         )
@@ -456,7 +455,10 @@ class StoreWriter:
     def _redefined(self, now: Redefined) -> None:
         """Forget the members of segments that are gone or begin anew."""
         known = [name for name, _ in now.asked.segments]
-        self.db.execute("DELETE FROM segments WHERE name NOT IN (SELECT value FROM json_each(?))", (msgspec.json.encode(known).decode(),))
+        for table, name in (("segments", "name"), ("flows", "segment")):
+            self.db.execute(
+                f"DELETE FROM {table} WHERE {name} NOT IN (SELECT value FROM json_each(?))", (msgspec.json.encode(known).decode(),)
+            )
         self.db.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, 0)", [one for one in now.asked.segments if one[0] in now.fresh])
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from .tables import (
     tag_of,
     tagged,
 )
-from .watching import ON, TOLDS, add_act, let_pass, room_needed, set_attribute, watch_row
+from .watching import ON, PASSED_US, TOLDS, add_act, let_pass, room_needed, set_attribute, watch_row
 
 SURE = 4  # bit of a node's base: timing cannot overrule
 SECOND_US = 1_000_000
@@ -792,7 +792,7 @@ def fold(cells, state, known, program, told, scratch, batch, result, rcpt_row, m
         r, m = rcpt_row[i], msg_row[i]
         watched = known.used[ON] != 0 and state.recipients[r].key != 0
         if watched:
-            if not let_pass(program, state, known, told, batch.received[i], scratch):
+            if batch.received[i] > known.used[PASSED_US] and not let_pass(program, state, known, told, batch.received[i], scratch):
                 return ~i
             if known.used[TOLDS] + room_needed(program, known, r) > told.size:
                 return ~i

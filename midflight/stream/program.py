@@ -85,9 +85,14 @@ class Program(NamedTuple):
     # kind -> kept atoms that an event of it may change: rows from of_kind[kind] to of_kind[kind + 1]
     of_kind: np.ndarray  # int32 [kinds + 1]
     of_kind_atom: np.ndarray  # int32
+    every: np.ndarray  # int32, all kept atoms
     by_acts: np.ndarray  # int32, kept atoms that ask for what people did
     by_attribute: np.ndarray  # int32, kept atoms that ask for attributes
     by_time: np.ndarray  # int32, kept atoms that time alone may change
+    by_provider: np.ndarray  # int32, kept atoms that ask for the mailbox provider
+    # Of somebody of whom nothing is known, not even the provider: the bits of the kept atoms, and of the segments that he is in.
+    nobody: np.ndarray  # uint64
+    nobody_in: np.ndarray  # uint64
     on_kind: np.ndarray  # int32 [kinds + 1]; on_kind_watch: the watches that an event of the kind may begin
     on_kind_watch: np.ndarray
     on_segment: np.ndarray  # int32, watches that begin with coming into a segment or leaving it
@@ -252,6 +257,8 @@ def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, wa
         for kind in scores if atom["ask"] == A_SCORE else [int(atom["kind"])] if atom["ask"] <= A_REVENUE else []:
             of_kind[kind].append(number)
     ask, within = atoms["ask"][:kept], atoms["within"][:kept]
+    nobody = [_of_nobody(atom) for atom in atoms[:kept]]
+    nobody_in = [_held(compiler.code[compiler.start[segment] : compiler.start[segment + 1]], nobody) for segment in range(segments)]
     queries: dict[tuple, int] = {}
     query = [queries.setdefault((a["ask"], a["kind"], a["campaign"], a["name"], a["n"]), len(queries)) for a in atoms]
     on_kind = [[w for w, watch in enumerate(watches) if watch["on"] == ON_EVENT and watch["kind"] == kind] for kind in range(len(KINDS))]
@@ -267,13 +274,46 @@ def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, wa
         needs_segment=_joined(needs),
         of_kind=_starts(of_kind),
         of_kind_atom=_joined(of_kind),
+        every=np.arange(kept, dtype=np.int32),
         by_acts=np.flatnonzero(ask <= A_SCORE).astype(np.int32),
         by_attribute=np.flatnonzero(ask == A_ATTRIBUTE).astype(np.int32),
         by_time=np.flatnonzero(((ask <= A_REVENUE) & (within > 0)) | (ask == A_SCORE)).astype(np.int32),
+        by_provider=np.flatnonzero(ask == A_PROVIDER).astype(np.int32),
+        nobody=_bits(nobody),
+        nobody_in=_bits(nobody_in),
         on_kind=_starts(on_kind),
         on_kind_watch=_joined(on_kind),
         on_segment=np.flatnonzero(watches["on"] != ON_EVENT).astype(np.int32),
     )
+
+
+def _of_nobody(atom: np.void) -> bool:
+    """Whether an atom is true of somebody of whom nothing is known."""
+    if atom["ask"] not in (A_REVENUE, A_SCORE):
+        return False
+    number = float(atom["number"])
+    return {ABOVE: 0 > number, BELOW: 0 < number, AT_LEAST: 0 >= number, AT_MOST: 0 <= number}[int(atom["sign"])]
+
+
+def _held(code: list[int], truths: list[bool]) -> bool:
+    """Whether an expression is true with these atoms."""
+    stack: list[bool] = []
+    for one in code:
+        if one >= 0:
+            stack.append(truths[one])
+        elif one == NOT:
+            stack.append(not stack.pop())
+        else:
+            right, left = stack.pop(), stack.pop()
+            stack.append((left and right) if one == AND else (left or right))
+    return stack[0]
+
+
+def _bits(truths: list[bool]) -> np.ndarray:
+    words = np.zeros((len(truths) >> 6) + 1, np.uint64)
+    for number in np.flatnonzero(truths).tolist():
+        words[number >> 6] |= np.uint64(1) << np.uint64(number & 63)
+    return words
 
 
 def _starts(rows: list[list[int]]) -> np.ndarray:

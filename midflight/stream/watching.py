@@ -15,7 +15,7 @@ from ..kit.compiled import entry, inner, step
 from ..kit.reserved import reserved
 from .agents import MACHINE, burst_us
 from .conditions import count_max
-from .facts import CLICK, OPEN, counts, is_bounce, what_of_kind
+from .facts import OPEN, counts, is_bounce, what_of_kind
 from .hashing import lowest_bit, mix
 from .program import (
     A_ATTRIBUTE,
@@ -288,14 +288,25 @@ def _score(state, known, r, now, scratch):
 
 
 @step
-def _time_of(program, a, state, known, r, scratch):
-    """Return the time that an atom about what somebody did asks for; looked up once for all that ask for the same."""
+def _find_time(program, a, state, known, r, scratch):
+    """Look up the time that an atom about what somebody did asks for, for all that ask for the same."""
+    query, atom = program.query[a], program.atoms[a]
+    scratch.stamp[query] = scratch.now[0]
+    scratch.at[query] = nth_time(state, known, r, atom.kind, atom.campaign, atom.name, atom.n, scratch.times)
+
+
+@inner
+def _did(program, a, state, known, r, now, scratch):
+    """Return the same as `_atom` of an atom about what somebody did. What is looked up already needs no call: it costs as much as all
+    else, because each hands over all tables."""
     query = program.query[a]
     if scratch.stamp[query] != scratch.now[0]:
-        atom = program.atoms[a]
-        scratch.stamp[query] = scratch.now[0]
-        scratch.at[query] = nth_time(state, known, r, atom.kind, atom.campaign, atom.name, atom.n, scratch.times)
-    return scratch.at[query]
+        _find_time(program, a, state, known, r, scratch)
+    at, within = scratch.at[query], program.atoms[a].within
+    if within == 0:
+        return at >= 0, NEVER
+    true = at >= 0 and now < at + within
+    return true, (at + within if true else NEVER)
 
 
 @step
@@ -303,11 +314,7 @@ def _atom(program, a, state, known, r, now, scratch):
     """Return whether an atom is true of a person now, and from when on it may be otherwise by time alone (NEVER: not)."""
     atom = program.atoms[a]
     if atom.ask == A_DID:
-        at = _time_of(program, a, state, known, r, scratch)
-        if atom.within == 0:
-            return at >= 0, NEVER
-        true = at >= 0 and now < at + atom.within
-        return true, (at + atom.within if true else NEVER)
+        return _did(program, a, state, known, r, now, scratch)
     if atom.ask == A_REVENUE:
         total = np.int64(0)
         flip = NEVER
@@ -359,16 +366,16 @@ def holds(program, expression, state, known, r, now, scratch):
 
 
 @step
-def _holds_by_bits(program, expression, truths, stack):
+def _holds_by_bits(code, first, last, truths, r, stack):
     """The same from the bits of the kept atoms."""
     top = 0
-    for k in range(program.start[expression], program.start[expression + 1]):
-        code = program.code[k]
-        if code >= 0:
-            stack[top] = _bit(truths, code)
+    for k in range(first, last):
+        one = code[k]
+        if one >= 0:
+            stack[top] = _bit(truths, r, one)
             top += 1
         else:
-            top = _joined(stack, top, code)
+            top = _joined(stack, top, one)
     return stack[0]
 
 
@@ -382,8 +389,8 @@ def _joined(stack, top, code):
 
 
 @inner
-def _bit(words, number):
-    return words[number >> 6] >> np.uint64(number & 63) & np.uint64(1) != 0
+def _bit(words, r, number):
+    return words[r, number >> 6] >> np.uint64(number & 63) & np.uint64(1) != 0
 
 
 @inner
@@ -391,16 +398,29 @@ def _forget(scratch):
     scratch.now[0] += 1
 
 
-@step
-def _look_at_atom(program, a, state, known, r, now, scratch):
-    """Bring an atom's bit up to date, and note which segments that may change; return when time alone may change it."""
-    true, flip = _atom(program, a, state, known, r, now, scratch)
-    if true != _bit(known.truths[r], a):
+@inner
+def _set_truth(program, a, known, r, true, scratch):
+    """Bring an atom's bit up to date, and note which segments that may change."""
+    if true != _bit(known.truths, r, a):
         known.truths[r, a >> 6] ^= np.uint64(1) << np.uint64(a & 63)
         for k in range(program.needs[a], program.needs[a + 1]):
             segment = program.needs_segment[k]
             scratch.dirty[segment >> 6] |= np.uint64(1) << np.uint64(segment & 63)
-    return flip
+
+
+@inner
+def _look_at_atoms(program, atoms, state, known, r, now, scratch):
+    """Bring some atoms up to date; return when time alone may change one of them."""
+    wake = NEVER
+    for k in range(atoms.size):
+        a = atoms[k]
+        if program.atoms[a].ask == A_DID:
+            true, flip = _did(program, a, state, known, r, now, scratch)
+        else:
+            true, flip = _atom(program, a, state, known, r, now, scratch)
+        _set_truth(program, a, known, r, true, scratch)
+        wake = min(wake, flip)
+    return wake
 
 
 # -- timers ----------------------------------------------------------------------------------------------------------------------
@@ -532,11 +552,9 @@ def _unwait(known, r, segment, on, watches):
 
 
 @step
-def _look_at_segment(program, s, state, known, told, r, now, cause, row, scratch, filling):
-    """Bring one membership up to date with the bits of the atoms."""
-    true = _holds_by_bits(program, s, known.truths[r], scratch.stack)
-    if true == _bit(known.bits[r], s):
-        return
+def _change(program, s, state, known, told, r, now, cause, row, scratch, filling):
+    """A membership has changed: tell of it, and of what that sets off."""
+    true = not _bit(known.bits, r, s)
     known.bits[r, s >> 6] ^= np.uint64(1) << np.uint64(s & 63)
     cause = mix(cause ^ np.uint64(now) ^ np.uint64(s + 1) * np.uint64(0x9E3779B97F4A7C15))
     _tell(known, told, ENTERED if true else LEFT, s, r, now, now, cause, FILLED if filling else row)
@@ -553,27 +571,35 @@ def _look_at_segment(program, s, state, known, told, r, now, cause, row, scratch
                 _wait(known, r, w, NIL, now, cause, now + watch.wait)
 
 
-@step
-def _look_at_dirty(program, state, known, told, r, now, cause, row, scratch):
-    """Bring the memberships up to date that an atom has changed, in their order."""
+@inner
+def _look_at_segments(program, state, known, told, r, now, cause, row, scratch, filling):
+    """Bring the memberships up to date that have to be looked at, in their order."""
     for word in range(scratch.dirty.size):
         left = scratch.dirty[word]
         scratch.dirty[word] = 0
         while left != 0:
-            lowest = lowest_bit(left)
+            s = (word << 6) + lowest_bit(left)
             left &= left - np.uint64(1)
-            _look_at_segment(program, (word << 6) + lowest, state, known, told, r, now, cause, row, scratch, False)
+            true = _holds_by_bits(program.code, program.start[s], program.start[s + 1], known.truths, r, scratch.stack)
+            if true != _bit(known.bits, r, s):
+                _change(program, s, state, known, told, r, now, cause, row, scratch, filling)
 
 
 # -- events ------------------------------------------------------------------------------------------------------------------------
 
 
 @inner
-def _is_humans(state, m, what, at):
-    """Whether an open or click at that time in the message is a person's."""
+def _is_known(state, m, kind, at):
+    """Whether what is known of a message has an event of this kind at that time; opens and clicks of people only."""
+    if kind == K_SENT:
+        return state.messages[m].sent == at
+    if kind == K_DELIVERED:
+        return state.messages[m].delivered == at
+    what = what_of_kind[kind]
     node = state.messages[m].nodes
     while node != NIL:
-        if state.nodes[node].what == what and state.nodes[node].at == at and state.nodes[node].agent != MACHINE:
+        mine = state.nodes[node].what == what or (kind == K_BOUNCED and is_bounce[state.nodes[node].what])
+        if mine and state.nodes[node].at == at and (what < OPEN or state.nodes[node].agent != MACHINE):
             return True
         node = state.nodes[node].next
     return False
@@ -630,12 +656,10 @@ def _begin(program, w, state, known, told, batch, i, r, m, now, scratch):
     """An event of a watch's kind has come: fire, wait, or find that it is another event."""
     watch = program.watches[w]
     kind, at = batch.kind[i], batch.at_us[i]
-    if watch.campaign != 0 and (m == NIL or state.messages[m].campaign != watch.campaign):
-        return
     if watch.name != 0 and batch.order[i] != watch.name:
         return
     if kind == K_OPENED or kind == K_CLICKED:
-        if not _is_humans(state, m, OPEN if kind == K_OPENED else CLICK, at):
+        if not _is_known(state, m, kind, at):
             return
     elif kind == K_CONVERTED and (batch.op[i] != 0 or not _is_counted(state, r, batch.ident[i])):
         return
@@ -675,7 +699,7 @@ def _end(program, state, known, told, r, p, now, scratch):
     watch = program.watches[w]
     cause_at = at
     if watch.on == ON_EVENT and watch.wait == 0:
-        if not _is_humans(state, -2 - m, CLICK, at):
+        if not _is_known(state, -2 - m, K_CLICKED, at):
             return np.int64(0)
     elif watch.on == ON_EVENT:
         after = _last_unless(watch, state, known, r, scratch)
@@ -707,39 +731,66 @@ def room_needed(program, known, r):
     return need
 
 
-@step
+@inner
 def watch_row(program, state, known, told, batch, i, r, m, now, other_kinds, changed_attributes, scratch):
     """Bring a person up to date after row i; ``other_kinds`` where it may have changed what earlier events meant."""
     _forget(scratch)
-    cause = batch.id_hi[i]
     wake = NEVER
     kind = batch.kind[i]
+    campaign = np.uint32(0) if m == NIL else state.messages[m].campaign
     if not known.persons[r].met:
-        known.persons[r].met = 1
-        for a in range(program.kept):
-            wake = min(wake, _look_at_atom(program, a, state, known, r, now, scratch))
-        for segment in range(program.segments):
-            scratch.dirty[segment >> 6] |= np.uint64(1) << np.uint64(segment & 63)
-    elif other_kinds:
-        for k in range(program.by_acts.size):
-            wake = min(wake, _look_at_atom(program, program.by_acts[k], state, known, r, now, scratch))
+        _meet(program, state, known, r, now, scratch)
+    if other_kinds:
+        wake = _look_at_atoms(program, program.by_acts, state, known, r, now, scratch)
     else:
-        for k in range(program.of_kind[kind], program.of_kind[kind + 1]):
-            a = program.of_kind_atom[k]
-            campaign = program.atoms[a].campaign
-            if campaign != 0 and (m == NIL or state.messages[m].campaign != campaign):
-                continue
-            # One more event makes nothing untrue, and a time at which somebody is looked at too early only asks again.
-            if program.atoms[a].ask == A_DID and kind != K_CONVERTED and _bit(known.truths[r], a):
-                continue
-            wake = min(wake, _look_at_atom(program, a, state, known, r, now, scratch))
+        wake = _take_event(program, state, known, batch, i, r, m, campaign, now, scratch)
     if changed_attributes:
-        for k in range(program.by_attribute.size):
-            wake = min(wake, _look_at_atom(program, program.by_attribute[k], state, known, r, now, scratch))
-    _look_at_dirty(program, state, known, told, r, now, cause, i, scratch)
+        wake = min(wake, _look_at_atoms(program, program.by_attribute, state, known, r, now, scratch))
+    _look_at_segments(program, state, known, told, r, now, batch.id_hi[i], i, scratch, False)
     for k in range(program.on_kind[kind], program.on_kind[kind + 1]):
-        _begin(program, program.on_kind_watch[k], state, known, told, batch, i, r, m, now, scratch)
+        w = program.on_kind_watch[k]
+        if program.watches[w].campaign == 0 or program.watches[w].campaign == campaign:
+            _begin(program, w, state, known, told, batch, i, r, m, now, scratch)
     _wake(known, r, wake)
+
+
+@inner
+def _meet(program, state, known, r, now, scratch):
+    """Somebody is here for the first time: begin with what is true of nobody in particular, and his mailbox provider."""
+    known.persons[r].met = 1
+    for word in range(known.truths.shape[1]):
+        known.truths[r, word] = program.nobody[word] if word < program.nobody.size else np.uint64(0)
+    for word in range(scratch.dirty.size):
+        scratch.dirty[word] = program.nobody_in[word]
+    _look_at_atoms(program, program.by_provider, state, known, r, now, scratch)
+
+
+@inner
+def _take_event(program, state, known, batch, i, r, m, campaign, now, scratch):
+    """Bring the atoms up to date that one more event of its kind may change; return when time alone may change one of them."""
+    wake = NEVER
+    kind, at = batch.kind[i], batch.at_us[i]
+    counted = m != NIL and program.of_kind[kind] < program.of_kind[kind + 1] and _is_known(state, m, kind, at)
+    for k in range(program.of_kind[kind], program.of_kind[kind + 1]):
+        a = program.of_kind_atom[k]
+        atom = program.atoms[a]
+        if atom.campaign != 0 and atom.campaign != campaign:
+            continue
+        if atom.ask == A_DID and kind != K_CONVERTED:
+            # One more event makes nothing untrue, and a time at which somebody is looked at too early only asks again.
+            if _bit(known.truths, r, a):
+                continue
+            if m != NIL and atom.n == 1:
+                # What was untrue until now is true by this event alone.
+                if counted and (atom.within == 0 or now < at + atom.within):
+                    _set_truth(program, a, known, r, True, scratch)
+                    if atom.within != 0:
+                        wake = min(wake, at + atom.within)
+                continue
+        true, flip = _atom(program, a, state, known, r, now, scratch)
+        _set_truth(program, a, known, r, true, scratch)
+        wake = min(wake, flip)
+    return wake
 
 
 @step
@@ -749,10 +800,16 @@ def _look(program, state, known, told, r, now, scratch):
     wake = NEVER
     for k in range(program.by_time.size):
         a = program.by_time[k]
-        # What somebody did does not become true by time.
-        if program.atoms[a].ask != A_DID or _bit(known.truths[r], a):
-            wake = min(wake, _look_at_atom(program, a, state, known, r, now, scratch))
-    _look_at_dirty(program, state, known, told, r, now, np.uint64(0), TIMER, scratch)
+        if program.atoms[a].ask == A_DID:
+            # What somebody did does not become true by time.
+            if not _bit(known.truths, r, a):
+                continue
+            true, flip = _did(program, a, state, known, r, now, scratch)
+        else:
+            true, flip = _atom(program, a, state, known, r, now, scratch)
+        _set_truth(program, a, known, r, true, scratch)
+        wake = min(wake, flip)
+    _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, scratch, False)
     before, p = 0, known.persons[r].pendings
     while p != 0:
         if known.pendings[p - 1].due <= now:
@@ -770,8 +827,6 @@ def _look(program, state, known, told, r, now, scratch):
 def let_pass(program, state, known, told, to, scratch):
     """Let time pass until `to`: everybody whose time comes is looked at, at that time. Return whether `told` had room for all."""
     used = known.used
-    if to <= used[PASSED_US]:
-        return True
     last = to // TICK_US
     if used[PASSED_US] == 0:
         used[TICK] = last
@@ -817,7 +872,7 @@ def _cascade(known):
 @entry
 def pass_time(program, state, known, told, to, scratch):
     """`let_pass`, from outside."""
-    return let_pass(program, state, known, told, to, scratch)
+    return to <= known.used[PASSED_US] or let_pass(program, state, known, told, to, scratch)
 
 
 @entry
@@ -831,13 +886,10 @@ def fill(program, state, known, told, atoms, segments, first, persons, now, scra
             return r
         known.persons[r].met = 1
         _forget(scratch)
-        wake = NEVER
-        for k in range(atoms.size):
-            wake = min(wake, _look_at_atom(program, atoms[k], state, known, r, now, scratch))
-        for word in range(scratch.dirty.size):
-            scratch.dirty[word] = 0  # the segments that new atoms are part of are these
+        wake = _look_at_atoms(program, atoms, state, known, r, now, scratch)
         for k in range(segments.size):
-            _look_at_segment(program, segments[k], state, known, told, r, now, np.uint64(0), TIMER, scratch, True)
+            scratch.dirty[segments[k] >> 6] |= np.uint64(1) << np.uint64(segments[k] & 63)
+        _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, scratch, True)
         _wake(known, r, wake)
     return persons
 
