@@ -95,7 +95,9 @@ class Program(NamedTuple):
     nobody_in: np.ndarray  # uint64
     on_kind: np.ndarray  # int32 [kinds + 1]; on_kind_watch: the watches that an event of the kind may begin
     on_kind_watch: np.ndarray
-    on_segment: np.ndarray  # int32, watches that begin with coming into a segment or leaving it
+    # segment -> watches that begin with coming into it or leaving it: rows from on_segment[s] to on_segment[s + 1]
+    on_segment: np.ndarray  # int32 [segments + 1]
+    on_segment_watch: np.ndarray  # int32
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,6 +264,7 @@ def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, wa
     queries: dict[tuple, int] = {}
     query = [queries.setdefault((a["ask"], a["kind"], a["campaign"], a["name"], a["n"]), len(queries)) for a in atoms]
     on_kind = [[w for w, watch in enumerate(watches) if watch["on"] == ON_EVENT and watch["kind"] == kind] for kind in range(len(KINDS))]
+    on_segment = [np.flatnonzero((watches["on"] != ON_EVENT) & (watches["segment"] == segment)).tolist() for segment in range(segments)]
     return Program(
         atoms=atoms,
         code=np.array(compiler.code, np.int32),
@@ -283,7 +286,8 @@ def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, wa
         nobody_in=_bits(nobody_in),
         on_kind=_starts(on_kind),
         on_kind_watch=_joined(on_kind),
-        on_segment=np.flatnonzero(watches["on"] != ON_EVENT).astype(np.int32),
+        on_segment=_starts(on_segment),
+        on_segment_watch=_joined(on_segment),
     )
 
 

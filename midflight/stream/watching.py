@@ -561,14 +561,13 @@ def _change(program, s, state, known, told, r, now, cause, row, scratch, filling
     _unwait(known, r, s, ON_LEAVE if true else ON_ENTER, program.watches)
     if filling:
         return
-    for k in range(program.on_segment.size):
-        w = program.on_segment[k]
-        watch = program.watches[w]
-        if watch.segment == s and watch.on == (ON_ENTER if true else ON_LEAVE):
-            if watch.wait == 0:
+    for k in range(program.on_segment[s], program.on_segment[s + 1]):
+        w = program.on_segment_watch[k]
+        if program.watches[w].on == (ON_ENTER if true else ON_LEAVE):
+            if program.watches[w].wait == 0:
                 _fire(program, w, state, known, told, r, now, now, cause, row, scratch)
             else:
-                _wait(known, r, w, NIL, now, cause, now + watch.wait)
+                _wait(known, r, w, NIL, now, cause, now + program.watches[w].wait)
 
 
 @inner
