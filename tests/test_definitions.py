@@ -363,6 +363,7 @@ def hear_answers(world: World, bounced: int, of: int, minute: int) -> None:
 
 
 def test_a_rate_above_a_level_fires_once_and_again_after_it_was_back(world: World) -> None:
+    """Too few messages fire nothing, a rate that stays high fires once, and one that was down in between fires anew."""
     world.rule("bounces", {"kind": "metric", "metric": "bounce_rate", "above": 0.1, "over": "2m", "at_least": 20, "provider": "Gmail"})
     world.rule("elsewhere", {"kind": "metric", "metric": "bounce_rate", "above": 0.1, "over": "2m", "at_least": 20, "provider": "Yahoo"})
     begins = -(-world.clock.now_us() // MINUTE_US)  # the minute from which on each is a whole one
@@ -377,6 +378,7 @@ def test_a_rate_above_a_level_fires_once_and_again_after_it_was_back(world: Worl
 
 
 def test_an_empty_denominator_is_no_rate(world: World) -> None:
+    """Opens without any delivery are no open rate of 0 or of infinity."""
     world.rule("low", {"kind": "metric", "metric": "open_rate", "below": 0.5, "at_least": 1})
     for number in range(30):
         world.hear(did("opened", number, world.clock.now_us()))
@@ -386,6 +388,7 @@ def test_an_empty_denominator_is_no_rate(world: World) -> None:
 
 
 def test_silence_is_believed_once_the_time_has_gone_by(world: World) -> None:
+    """A rule that waits for nothing does not fire because it has just begun."""
     world.hear(did("sent", 0, T0))
     world.rule("silent", {"kind": "metric", "metric": "sent", "below": 1, "over": "30m"})
     for _ in range(60):
@@ -400,6 +403,7 @@ def test_silence_is_believed_once_the_time_has_gone_by(world: World) -> None:
     ("lower", [0.02] * 20 + [0.2] * 5, False),
 ])  # fmt: skip
 def test_what_is_unusual_is_told_by_the_past(world: World, is_: str, rates: list[float], fires: bool) -> None:
+    """A jump in the asked direction fires, steadiness and the other direction do not."""
     world.rule("odd", {"kind": "unusual", "metric": "bounce_rate", "is": is_, "over": "3m"})
     for minute, rate in enumerate(rates):
         hear_answers(world, round(100 * rate), 100, minute)
@@ -438,6 +442,8 @@ def test_everybody_in_a_segment_is_meant_when_it_is_time(world: World) -> None:
     ({"once": "2026-12-01T09:00"}, "2026-12-01T09:00", "2027-01-01T00:00", ""),
 ])  # fmt: skip
 def test_a_schedule_goes_by_the_clocks_on_the_wall(when: dict, after: str, until: str, due: str) -> None:
+    """Time zones, hours that do not exist or come twice, days of the week and of the month, once."""
+
     def us(text: str) -> int:
         return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1e6) if text else 0
 
@@ -457,6 +463,7 @@ def test_a_schedule_goes_by_the_clocks_on_the_wall(when: dict, after: str, until
     {"kind": "schedule", "once": "2026-12-01T09:00+01:00"}, {"kind": "schedule", "once": "2026-12-01T09:00", "day": 1},
 ])  # fmt: skip
 def test_a_rule_about_numbers_that_cannot_be_understood_is_refused(when: dict) -> None:
+    """The error names the place that is wrong."""
     with pytest.raises(MidflightError) as caught:
         trigger_of(when)
     assert caught.value.where.startswith("$.when")
@@ -484,6 +491,7 @@ def test_numbers_that_are_looked_at_by_the_batch_are_caught(tmp_path: Path, monk
 
 @pytest.mark.parametrize("kind", REGISTRY.names())
 def test_every_trigger_is_what_its_examples_say(kind: str) -> None:
+    """Each trigger's examples are read, and said in the words that stand beside them."""
     trigger = REGISTRY.get(kind)
     assert trigger.label and trigger.doc and trigger.EXAMPLES
     for when, said in trigger.EXAMPLES:
@@ -493,6 +501,7 @@ def test_every_trigger_is_what_its_examples_say(kind: str) -> None:
 
 
 def test_what_is_put_back_is_what_was_kept() -> None:
+    """Definitions come back from their snapshot as they were."""
     definitions = Definitions()
     definitions.put_segment("a", 1, {"did": "opened"})
     definitions.put_segment("b", 1, {"all": [{"segment": "a"}, {"did": "clicked"}]})
@@ -510,11 +519,13 @@ def test_what_is_put_back_is_what_was_kept() -> None:
 
 @pytest.mark.parametrize("name", ["", " a", "a\n", "x" * 101, "\x1b[31m"])
 def test_a_name_that_cannot_be_shown_is_refused(name: str) -> None:
+    """Names are printable, and neither empty nor too long."""
     with pytest.raises(BadDefinition):
         Definitions().put_segment(name, 1, {"did": "opened"})
 
 
 def test_an_order_says_what_it_is() -> None:
+    """Orders are told apart by what they do."""
     order = PutSegment(id="1", name="a", version=1, where={"did": "opened"}, who="ada")
     definitions = Definitions()
     assert definitions.obey(msgspec.json.encode(order)) and list(definitions.segments) == ["a"]

@@ -18,6 +18,7 @@ from system import sandbox_config, write_log
 from midflight.config import config_from
 from midflight.log import Reader
 from midflight.store import host_local, write
+from midflight.store.folding import Asked
 from midflight.store.host_local import Engine
 from midflight.store.read import Part, Query, Store, View, Window
 from midflight.store.schema import VERSION
@@ -68,7 +69,7 @@ class Book:
             delay_n=np.array(list(delays.values()), np.int64),
             **dict.fromkeys(Effects._fields[4:], NOTHING),
         )
-        self.writer.commit(Changes().add(Edge({}, [], self.names).prepare([]), [effects], []), self.names)
+        self.writer.commit(Changes().add(Edge({}, [], self.names).prepare([]), [effects], [], Asked([], [])), self.names)
 
     def groups(self, query: Query) -> dict[tuple, tuple]:
         """Return what the store answers: measures and delays by key."""

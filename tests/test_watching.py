@@ -563,6 +563,7 @@ def test_a_broken_watch_is_caught(broken: str, monkeypatch: pytest.MonkeyPatch) 
     ],
 )  # fmt: skip
 def test_a_condition_is_said_in_words(raw: dict, said: str) -> None:
+    """Conditions are said as people say them."""
     assert words(condition_of(raw)) == said
 
 
@@ -583,12 +584,14 @@ def test_a_condition_is_said_in_words(raw: dict, said: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_condition_is_refused_with_its_place(raw: object, where: str) -> None:
+    """The error names the place in the definition."""
     with pytest.raises(BadCondition) as caught:
         condition_of(raw)
     assert caught.value.where == where
 
 
 def test_a_condition_that_is_too_large_is_refused() -> None:
+    """Depth and number of parts are bounded."""
     deep: dict = {"did": "opened"}
     for _ in range(20):
         deep = {"not": deep}
