@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -58,10 +58,11 @@ class Point(NamedTuple):
     messages: int
     state_bytes: int
     rss_bytes: int
+    asked_bytes: int
 
 
-def fold_ahead(feed: Feed, folder: Path, expected_messages: int = 0) -> list[Point]:
-    """Fold a feed to its end, part by part, and return what each took."""
+def fold_ahead(feed: Feed, folder: Path, expected_messages: int = 0, asked: Iterable[Record] = ()) -> list[Point]:
+    """Fold a feed to its end, part by part, and return what each took; ``asked`` are definitions that hold from the beginning on."""
     whole = feed.shape.messages * 1400
     part = ahead_bytes if whole > 2 * ahead_bytes else whole // 16
     clock = VirtualClock()
@@ -70,6 +71,10 @@ def fold_ahead(feed: Feed, folder: Path, expected_messages: int = 0) -> list[Poi
     with Writer.open(folder / "log", clock=clock, segment_bytes=segment_bytes) as writer:
         settings = machine.settings(folder) | {"expected_messages": expected_messages}
         engine = Engine(config_from(settings), Reader(folder / "log"), clock=NoSnapshots())
+        clock.at_us = 1
+        for record in asked:
+            writer.append([record])
+        engine.catch_up()
         waiting, held, events = [], 0, 0
 
         def go_on() -> None:
@@ -83,7 +88,19 @@ def fold_ahead(feed: Feed, folder: Path, expected_messages: int = 0) -> list[Poi
             cpu_s, wall_s = process_time() - cpu, perf_counter() - wall
             counts = engine.shards[0].counts()
             rss = machine.rss_bytes() - rss_before - feed.held_bytes
-            points.append(Point(clock.at_us, events, cpu_s, wall_s, counts["recipients"], counts["messages"], counts["bytes"], rss))
+            points.append(
+                Point(
+                    clock.at_us,
+                    events,
+                    cpu_s,
+                    wall_s,
+                    counts["recipients"],
+                    counts["messages"],
+                    counts["bytes"],
+                    rss,
+                    counts["asked_bytes"],
+                )
+            )
             writer.retain(clock.at_us + 1, engine.position)
 
         for batch in feed:

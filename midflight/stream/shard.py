@@ -232,12 +232,14 @@ class Shard:
     # -- for tests and the console -------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows of each table are in use, and the bytes of these and of the hash tables."""
+        """Return how many rows of each table are in use, their bytes and those of the hash tables, and the bytes of what is kept for segments
+        and rules."""
         state = self.state
         names = ("seen", "recipients", "messages", "nodes", "conversions", "traits")
         out = {name: int(n) for name, n in zip(names, state.used, strict=True)}
         out["bytes"] = sum(table.filled.nbytes for table in (state.seen, state.recipient_slots, state.message_slots))
         out["bytes"] += sum(used * table.itemsize for table, used in self._tables())
+        out["asked_bytes"] = watching.used_bytes(self.known, out["recipients"])
         return out
 
     def _effects(self, batch: Batch, result: np.ndarray, cells: Cells, new_person: np.ndarray, new_row: np.ndarray) -> Effects:

@@ -970,6 +970,11 @@ def read(source, persons: int) -> Known:
     return known
 
 
+def used_bytes(known: Known, persons: int) -> int:
+    """Return the bytes of the rows in use."""
+    return sum(rows.nbytes for rows in _stored(known, persons))
+
+
 def _stored(known: Known, persons: int):
     """Yield the rows in use of every table, in a fixed order."""
     used = known.used
