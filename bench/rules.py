@@ -1,7 +1,7 @@
 """Measure what segments and rules cost: the replay with and without them, what they keep of each recipient, and the backtest.
 
-``python -m bench.rules replay LOG DATA`` folds a log whose definitions are in the snapshot already, ``... recipients N FOLDER`` fills memory
-with so many recipients, ``... backtest LOG DATA`` tries a rule on a log. Each prints JSON.
+``python -m bench.rules replay LOG DATA`` folds a log whose definitions are in the snapshot already, ``... recipients N FOLDER`` takes so
+many recipients into memory, ``... backtest LOG DATA`` tries a rule on a log. Each prints JSON.
 """
 
 from __future__ import annotations

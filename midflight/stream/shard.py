@@ -232,8 +232,8 @@ class Shard:
     # -- for tests and the console -------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows of each table are in use, their bytes and those of the hash tables, and the bytes of what is kept for segments
-        and rules."""
+        """Return how many rows of each table are in use, their bytes and those of the hash tables, and the bytes of what segments and rules
+        keep."""
         state = self.state
         names = ("seen", "recipients", "messages", "nodes", "conversions", "traits")
         out = {name: int(n) for name, n in zip(names, state.used, strict=True)}
