@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -71,12 +72,27 @@ class Retention(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     history_days: Days = 3650  # one row an event, for `midflight sql`
 
 
+People = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
+
+
 class Sending(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What holds for all campaigns that Midflight sends itself. Links to unsubscribe lead to `door.public_url`."""
 
     recipient_per_day: Annotated[int, msgspec.Meta(ge=0)] = 0  # messages to one person in 24 hours, all campaigns together; 0 is no bound
     mailto: str = ""  # an address that takes empty emails as unsubscribes, named beside the link
     speed: Annotated[float, msgspec.Meta(ge=1)] = 1.0  # how many hours of a campaign go by in one; above 1 only for a world that is played
+
+
+class Automation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How far rules may reach, all together, and where their ways out may call. Bounds of 0 are none."""
+
+    people_per_hour: People = 1_000  # people whom rules touch within an hour without somebody having said yes
+    per_way: dict[str, People] = {}  # the same for single ways out, by their names
+    ceiling_per_hour: People = 20_000  # the same for rules that may act beyond that
+    person_per_day: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 3  # how often one person is touched in a day, campaigns counted
+    allow_networks: list[str] = []  # networks that ways out may connect to although they are not on the internet, as `10.1.0.0/16`
+    allow_ports: list[Annotated[int, msgspec.Meta(ge=1, le=65535)]] = msgspec.field(default_factory=lambda: [443])  # where they may connect
+    allow_http: bool = False  # whether they may call without TLS
 
 
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -92,7 +108,10 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sources: dict[str, dict] = {}
     # name -> {kind: sendgrid, ...its settings}: the ways out, by which campaigns are sent
     channels: dict[str, dict] = {}
+    # name -> {kind: slack, ...its settings}: the other ways out, by which rules act; there is always one named `email`
+    ways: dict[str, dict] = {}
     sending: Sending = msgspec.field(default_factory=Sending)
+    automation: Automation = msgspec.field(default_factory=Automation)
     expected_messages: int = 0  # messages within `dedup_days` that the engine takes memory for when it starts; more may come
     shards: int = 1  # parts the recipients are divided into, 1 to 64; the numbers are the same for any
 
@@ -161,6 +180,7 @@ def config_from(raw: object, where: str = "configuration") -> Config:
         raise ConfigError(f"{where}: {error}") from None
     config.sources = {name: resolve(settings, f"$.sources.{name}") for name, settings in config.sources.items()}
     config.channels = {name: resolve(settings, f"$.channels.{name}") for name, settings in config.channels.items()}
+    config.ways = {name: resolve(settings, f"$.ways.{name}") for name, settings in config.ways.items()}
     return check(config)
 
 
@@ -175,7 +195,7 @@ def refuse_unknown(raw: object, struct: type[msgspec.Struct], at: str, where: st
             refuse_unknown(value, SECTIONS[section], f"{at}.{name}", where)
 
 
-SECTIONS = {section.__name__: section for section in (Door, Console, Attribution, Retention, Sending)}
+SECTIONS = {section.__name__: section for section in (Door, Console, Attribution, Retention, Sending, Automation)}
 expected_messages_max = 1_000_000_000
 
 
@@ -207,7 +227,27 @@ def check(config: Config) -> Config:
     for name, settings in config.channels.items():
         if "kind" not in settings:
             raise ConfigError(f"Channel `{name}` says no vendor", expected="`kind: smtp` or another", where=f"$.channels.{name}.kind")
+    for name, settings in config.ways.items():
+        if not name.strip() or len(name) > 100 or not name.isprintable():
+            raise ConfigError("A way out needs a name", expected="1 to 100 printable characters", got=name[:120], where="$.ways")
+        if "kind" not in settings:
+            raise ConfigError(f"Way `{name}` says no kind", expected="`kind: slack` or another", where=f"$.ways.{name}.kind")
+    check_automation(config)
     return config
+
+
+def check_automation(config: Config) -> None:
+    """Raise ConfigError for networks that are none, and bounds of ways that are not there."""
+    for index, network in enumerate(config.automation.allow_networks):
+        try:
+            ip_network(network)
+        except ValueError:
+            where = f"$.automation.allow_networks[{index}]"
+            raise ConfigError("Not a network", expected="`10.1.0.0/16`", got=network[:100], where=where) from None
+    for name in config.automation.per_way:
+        if name not in {"email", *config.ways}:
+            todo = nearest(name[:100], ["email", *config.ways])
+            raise ConfigError(f"Unknown way out `{name[:100]}`", where=f"$.automation.per_way.{name[:100]}", todo=todo)
 
 
 def check_places(config: Config) -> None:

@@ -297,7 +297,9 @@ def test_a_backtest_fires_what_fired_live(tmp_path: Path, seed: int) -> None:
     live = world.table("id, rule, version, recipient, fired_us, cause FROM firings ORDER BY id")
     with Reader(world.config.folder / "log") as reader:
         replayed = backtest(world, reader, Change(), 0)
-        tried = backtest(world, reader, Change(rules={f"r{n}": {"when": when} for n, when in enumerate(whens)}), from_us)
+        tried = backtest(
+            world, reader, Change(rules={f"r{n}": {"when": when, "action": {"way": "slack"}} for n, when in enumerate(whens)}), from_us
+        )
     assert len(live) >= 3 and replayed == live == tried
     world.writer.close()
 
@@ -505,7 +507,7 @@ def test_what_is_put_back_is_what_was_kept() -> None:
     definitions = Definitions()
     definitions.put_segment("a", 1, {"did": "opened"})
     definitions.put_segment("b", 1, {"all": [{"segment": "a"}, {"did": "clicked"}]})
-    definitions.put_rule("r", 1, {"when": {"kind": "segment", "entered": "b"}, "where": {"segment": "a"}})
+    definitions.put_rule("r", 1, {"when": {"kind": "segment", "entered": "b"}, "where": {"segment": "a"}, "action": {"way": "slack"}})
     other = Definitions()
     other.load(msgspec.json.decode(msgspec.json.encode(definitions.snapshot())))
     assert other.keys() == definitions.keys() and other.needing("a") == ["segment `b`", "rule `r`"]

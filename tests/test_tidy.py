@@ -431,7 +431,7 @@ def test_every_command_is_a_file() -> None:
 # What is used without being imported: msgspec reads YAML with it.
 USED_UNSEEN = {"yaml"}
 # What comes with another dependency and is part of its interface.
-COMES_ALONG = {"starlette": "fastapi", "pydantic": "fastapi", "llvmlite": "numba"}
+COMES_ALONG = {"httpcore": "httpx", "starlette": "fastapi", "pydantic": "fastapi", "llvmlite": "numba"}
 
 
 def third_party(codes: list[Code]) -> dict[str, str]:

@@ -408,6 +408,15 @@ class Campaigns:
         )
         return {key: Recipient(key=key, address=address, attributes=msgspec.json.decode(a)) for key, address, a in found}
 
+    def attributes_of(self, recipient: str, lists_max: int) -> dict[str, str]:
+        """Return what the newest of the last lists says of somebody; nothing where none of them has him."""
+        found = self.db.execute(
+            "SELECT p.attributes FROM (SELECT id FROM campaigns ORDER BY id DESC LIMIT ?) AS c "
+            "CROSS JOIN people AS p ON p.campaign = c.id AND p.recipient = ? ORDER BY c.id DESC LIMIT 1",
+            (lists_max, recipient),
+        ).fetchone()
+        return {} if found is None else msgspec.json.decode(found[0])
+
     def columns(self, number: int) -> set[str]:
         """Return the names of the attributes that the campaign's people have."""
         found = self.db.execute("SELECT attributes FROM people WHERE campaign = ? LIMIT 1", (number,)).fetchone()

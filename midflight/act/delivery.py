@@ -30,6 +30,10 @@ _STATE = {"sent": SENT, "refused": REFUSED, "later": PLANNED, "unknown": UNKNOWN
 _NOT_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.ProxyError)
 
 
+class Withheld(Exception):
+    """A call may not begin after all: its last part must not leave."""
+
+
 class Delivery:
     """One channel's calls over kept connections. ``deliver`` is all there is."""
 
@@ -62,6 +66,8 @@ class Delivery:
             # The client's own limits are for each read; a server that drips bytes would keep it for ever.
             async with asyncio.timeout(connect_s + self._answer_s):
                 answer = await self._answer(call, begun)
+        except Withheld:
+            return [Outcome(kind="later", code="withheld")] * len(messages)
         except _NOT_LEFT as error:
             return [Outcome(kind="later", code="unreachable", detail=_said(error))] * len(messages)
         except (httpx.HTTPError, ssl.SSLError, TimeoutError) as error:

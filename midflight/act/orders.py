@@ -82,6 +82,21 @@ def record_of(order: Order) -> Record:
     return Record("definition", SOURCE, 0, {}, msgspec.json.encode(order))
 
 
+class _Tagged(msgspec.Struct):
+    do: str
+
+
+_tagged = msgspec.json.Decoder(_Tagged)
+
+
+def do_of(body: bytes) -> str:
+    """Return what a record says is to be done, ``""`` where it does not say."""
+    try:
+        return _tagged.decode(body).do
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
 def order_of(body: bytes) -> AnyOrder:
     """Return the order that a record carries. Raises BadOrder."""
     try:

@@ -221,17 +221,18 @@ class Outbox:
             [(until_us, campaign, recipient) for recipient in recipients],
         )
 
-    def often(self, recipients: Iterable[str], since_us: int, count: int) -> set[str]:
-        """Return those who have got ``count`` messages or more since then, all campaigns together."""
-        asked = msgspec.json.encode(list(recipients)).decode()
-        return {
-            recipient
-            for (recipient,) in self.db.execute(
-                "SELECT recipient FROM messages WHERE recipient IN (SELECT value FROM json_each(?)) AND changed_at_us > ? "
-                "AND state IN (1, 2, 4) GROUP BY recipient HAVING count(*) >= ?",
-                (asked, since_us, count),
+    def often(self, recipients: list[str], since_us: int, count: int, besides: dict[str, int] | None = None) -> set[str]:
+        """Return those who have got ``count`` messages or more since then, all campaigns together, and what they got ``besides``."""
+        asked = msgspec.json.encode(recipients).decode()
+        got = dict(
+            self.db.execute(
+                "SELECT recipient, count(*) FROM messages WHERE recipient IN (SELECT value FROM json_each(?)) AND changed_at_us > ? "
+                "AND state IN (1, 2, 4) GROUP BY recipient",
+                (asked, since_us),
             )
-        }
+        )
+        besides = besides or {}
+        return {recipient for recipient in recipients if got.get(recipient, 0) + besides.get(recipient, 0) >= count}
 
     def recover(self, now_us: int, begun: set[str] | None = None) -> tuple[int, int]:
         """After a start: calls that a former process left open. Return how many go again, and how many are now unknown.

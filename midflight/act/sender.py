@@ -25,10 +25,11 @@ from .definition import Ready
 from .delivery import ALONE
 from .headers import headers_of
 from .language import RenderError
-from .outbox import PLANNED, REFUSED, SKIPPED, Planned, Result
+from .outbox import PLANNED, REFUSED, SKIPPED, UNKNOWN, Planned, Result
 from .pace import Pace
 
 logger = logging.getLogger("midflight.conductor")
+CUT_OFF = "cut_off"  # what a follow-up hears whose connection was given up
 TEST_NOT_SENT = "test messages that waited for a connection of `%s` and are not sent: %d"
 queued_min, queued_max = 200, 2_000  # messages that wait for a connection of one way out
 hold_s_first, hold_s_max = 30.0, 900.0
@@ -57,7 +58,11 @@ class Stops(Protocol):
 
 class Job(msgspec.Struct, kw_only=True):
     """Messages that go in one call. ``keys`` are their recipients' keys; ``stale_us`` is when it is too late to try again; ``test`` for
-    a message that somebody sends to himself, which is in no plan."""
+    a message that somebody sends to himself, which is in no plan.
+
+    A follow-up, which is an action and no message of the outbox, has ``begin``, which raises Withheld where it must not go after all, and
+    ``ends``, which hears its end.
+    """
 
     campaign: int
     keys: list[str]
@@ -66,6 +71,8 @@ class Job(msgspec.Struct, kw_only=True):
     tries: int
     stale_us: int
     test: bool = False
+    begin: Callable[[], None] | None = None
+    ends: Callable[[Result], None] | None = None
 
 
 class Lane:
@@ -141,19 +148,30 @@ class Lane:
         barred = self.stops.begin(job.keys)
         if barred:
             stopped = [n for n, key in enumerate(job.keys) if key in barred]
-            self.ended += [Result(intent=job.messages[n].intent, state=SKIPPED, code="unsubscribed") for n in stopped]
+            self._end(job, [Result(intent=job.messages[n].intent, state=SKIPPED, code="unsubscribed") for n in stopped])
             if job.test:
                 logger.warning(TEST_NOT_SENT, self.name, 1)
             messages = [message for n, message in enumerate(job.messages) if n not in stopped]
             call = self.carrier.call_of(messages) if messages else None
         else:
             messages, call = job.messages, job.call
+        results: list[Result] = []
+        begun = (lambda _intents: job.begin()) if job.begin else self.begun
         try:
-            results = await self.carrier.carry(line, messages, call, job.tries, self.begun) if messages else []
+            results = await self.carrier.carry(line, messages, call, job.tries, begun) if messages else []
         finally:
             self.stops.end(key for key in job.keys if key not in barred)
+            if job.ends and not results and not barred:
+                job.ends(Result(intent=job.messages[0].intent, state=UNKNOWN, code=CUT_OFF, detail="it was cut off"))
         self._look_at(results)
-        self.ended += [bounded(result, job, self.clock.now_us()) for result in results]
+        self._end(job, [bounded(result, job, self.clock.now_us()) for result in results])
+
+    def _end(self, job: Job, results: list[Result]) -> None:
+        if not job.ends:
+            self.ended += results
+            return
+        for result in results:
+            job.ends(result)
 
     def _look_at(self, results: list[Result]) -> None:
         """Hold the way out where the vendor does not know us: it would say the same to everybody, and lock us out in the end."""
@@ -200,11 +218,13 @@ class Sender:
         position: Callable[[], int] = lambda: 0,
         recipient_per_day: int = 0,
         mailto: str = "",
+        followed: Callable[[list[str], int, str], dict[str, int]] = lambda *_: {},
     ) -> None:
         self.campaigns, self.outbox = campaigns, campaigns.outbox
         self.links, self.clock = links, clock
         self.suppressed, self.position = suppressed, position
         self.recipient_per_day, self.mailto = recipient_per_day, mailto
+        self.followed = followed  # how many follow-ups recipients have got since a time
         self.lanes = {name: Lane(name, carrier, stops, begun, clock) for name, carrier in carriers.items()}
         self._paces: dict[int, _Paces] = {}
         self._days: dict[int, tuple[int, int]] = {}  # campaign -> day of its warm-up, and how many went on it
@@ -282,13 +302,20 @@ class Sender:
             self.outbox.skip(now.id, {key: (why, "") for key, why in suppressed.items()}, now_us)
             planned = [item for item in planned if item.recipient not in suppressed]
         if self.recipient_per_day and planned:
-            often = self.outbox.often((item.recipient for item in planned), now_us - day_us, self.recipient_per_day)
+            often = self.often([item.recipient for item in planned], now_us)
             if often and now_us + cap_wait_us > now.ends_us:
                 self.outbox.skip(now.id, dict.fromkeys(often, ("cap", "has got as many messages as anybody may in a day")), now_us)
             elif often:
                 self.outbox.put_off(now.id, often, now_us + cap_wait_us)
             planned = [item for item in planned if item.recipient not in often]
         return planned
+
+    def often(self, recipients: list[str], now_us: int, without: str = "") -> set[str]:
+        """Return those who have got as many messages as anybody may in a day, campaigns and follow-ups together, but for one."""
+        if not self.recipient_per_day:
+            return set()
+        since_us = now_us - day_us
+        return self.outbox.often(recipients, since_us, self.recipient_per_day, self.followed(recipients, since_us, without))
 
     # -- making messages -------------------------------------------------------------------------------------------------------
 
@@ -366,7 +393,10 @@ class Sender:
     def _take_back(self, which: Callable[[Job], bool]) -> None:
         for lane in self.lanes.values():
             gone = lane.withdraw(which)
-            self.outbox.give_back((message.intent for job in gone for message in job.messages), self.clock.now_us())
+            self.outbox.give_back((message.intent for job in gone if not job.ends for message in job.messages), self.clock.now_us())
+            for job in gone:
+                if job.ends:
+                    job.ends(Result(intent=job.messages[0].intent, state=PLANNED, code="withheld"))
             tests = sum(job.test for job in gone)
             if tests:
                 logger.warning(TEST_NOT_SENT, lane.name, tests)

@@ -23,6 +23,7 @@ from ..kit.clock import Clock
 from ..kit.errors import ConfigError
 from .channels import channel
 from .channels.channel import Message, Outcome
+from .delivery import Withheld
 from .mime import BadMessage, address_of, checked, message_id_of, mime_of
 
 reply_bytes_max = 65_536
@@ -228,6 +229,10 @@ class SmtpConnection:
         except TurnedAway as error:
             self._drop()
             return Outcome(kind="later", code=error.code, detail=str(error))
+        except Withheld:
+            # The server waits for content that must not come.
+            self._drop()
+            return Outcome(kind="later", code="withheld")
         except OSError as error:
             # No dot has been sent, so nothing was accepted.
             self._drop()

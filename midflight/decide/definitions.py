@@ -12,10 +12,13 @@ import numpy as np
 from ..kit.errors import MidflightError, NotFound, nearest
 from ..stream.conditions import Condition, InSegment, condition_of, parts_of
 from ..stream.program import Program, Watch, compiled, segments_max, watches_max, whole
+from .acts import acts_of
 from .triggers import AboutNumbers, AboutPeople, Trigger, trigger_of
 
 name_chars_max = 100
 bytes_max = 64 * 1024  # of one definition
+rules_max = watches_max
+names_max = 20_000  # that were ever given, kept with their versions
 
 
 class BadDefinition(MidflightError):
@@ -113,6 +116,8 @@ class Definitions:
     def check_rule(self, name: str, body: dict) -> None:
         """Raise MidflightError where a rule cannot fire as it is put."""
         check_name("rule", name)
+        if name.startswith("~"):
+            raise BadDefinition("A rule needs a name", expected="another sign than `~` first", got=name)
         check_size(body)
         trigger, where = rule_of(body)
         needed = trigger.segments()
@@ -121,8 +126,9 @@ class Definitions:
             self._known("segment", segment, self.segments)
         if where is not None and not isinstance(trigger, AboutPeople):
             raise BadDefinition("A rule about numbers has no person to ask", where="$.where", todo="Leave `where` out")
-        if name not in self.rules and len(self.rules) >= watches_max:
-            raise BadDefinition("There are too many rules", expected=f"at most {watches_max}", todo="Take one away")
+        acts_of(body)
+        if name not in self.rules and len(self.rules) >= rules_max:
+            raise BadDefinition("There are too many rules", expected=f"at most {rules_max}", todo="Take one away")
         self._check_together(self._conditions, self._triggers | {name: (trigger, where)})
 
     def _check_together(self, conditions: dict[str, Condition], triggers: dict[str, tuple[Trigger, Condition | None]]) -> None:
@@ -142,6 +148,8 @@ class Definitions:
         del self.rules[name], self._triggers[name]
 
     def _check_version(self, kind: str, name: str, version: int) -> None:
+        if f"{kind} {name}" not in self.versions and len(self.versions) >= names_max:
+            raise BadDefinition("Too many names were given", expected=f"at most {names_max:,}", todo="Give one that was taken away anew")
         last = self.versions.get(f"{kind} {name}", 0)
         if version != last + 1:
             raise BadDefinition(f"{kind.capitalize()} `{name}` is at version {last}", expected=f"version {last + 1}", got=version,

@@ -14,6 +14,7 @@ import apsw
 import msgspec
 import numpy as np
 
+from ..act.actions import Actions
 from ..act.advice import Advice
 from ..act.advice import write as write_advice
 from ..act.begun import Begun
@@ -22,6 +23,7 @@ from ..act.carriers import carriers_of
 from ..act.conductor import due, evidence_of, give_out_due, grounds_of, moments_us, planned, shares_by_now
 from ..act.contents import known_of, standings_of
 from ..act.definition import Campaign, Ready, campaign_of
+from ..act.kill_switch import Hold, Switch
 from ..act.links import Links, public_key
 from ..act.outbox import Outbox
 from ..act.sender import Sender
@@ -36,13 +38,15 @@ from ..kit.owned import own
 from ..log import Reader
 from ..store.experiment import Numbers
 from ..store.read import TooSlow
+from .automation import Automation, checked_ways
 from .guarding import Guarding
-from .obeying import Obeying
+from .obeying import Obeying, unsafe_links
 
 logger = logging.getLogger("midflight.conductor")
 
 tick_s = 0.02
 orders_s = 0.05
+rules_s = 0.05
 fresh_s = 0.2
 waves_s = 0.5
 look_s = 2.0
@@ -99,6 +103,7 @@ class Conductor:
 
     def __init__(self, config: Config, clock: Clock, *, verify: bool | ssl.SSLContext = True) -> None:
         self.config, self.clock, self.verify = config, clock, verify
+        self.ways = checked_ways(config)
         self._lock = own(
             config.folder / "outbox.lock",
             f"Another conductor runs on {config.folder}",
@@ -106,13 +111,16 @@ class Conductor:
         )
         self.outbox = Outbox(config.folder / "outbox.db")
         self.campaigns = Campaigns(self.outbox, config.sending.speed)
+        self.actions = Actions(self.outbox)
+        self.switch, self.hold = Switch(config.folder), Hold()
         self.numbers = Numbers(config, clock)
         self.log = Reader(config.folder / "log")
         self.begun = Begun(config.folder / "outbox.begun")
         self.stops = StopList()
         self.links = Links(public_key(config.folder), config.door.base_url)
         self.priors: dict[str, Prior] = {}  # by goal, from campaigns that are over
-        self.sender: Sender | None = None  # this and the next two from `run` on, because connections belong to a loop
+        self.sender: Sender | None = None  # this and the next three from `run` on, because connections belong to a loop
+        self.automation: Automation | None = None
         self.guarding: Guarding | None = None
         self.obeying: Obeying | None = None
         self.ready: dict[int, tuple[Campaign, Ready]] = {}
@@ -147,18 +155,28 @@ class Conductor:
             recipient_per_day=self.config.sending.recipient_per_day, mailto=self.config.sending.mailto,
         )  # fmt: skip
         self.guarding = Guarding(self.campaigns, self.numbers, self.sender)
+        self.automation = Automation(
+            self.config, self.ways, self.actions, self.campaigns, self.numbers, self.sender, self.links, self.stops, self.switch,
+            self.clock, position=self.log.head, behind=self._behind, unsafe=unsafe_links(self.links.base_url), verify=self.verify,
+        )  # fmt: skip
+        again, unknown = self.automation.acting.start()
+        if again or unknown:
+            logger.warning("%d actions that a former process left open go again, of %d nobody knows", again, unknown)
         self.obeying = Obeying(
-            self.config, self.campaigns, self.numbers, self.sender, self.guarding, self._ready, self.links.base_url, self.clock
-        )
+            self.config, self.campaigns, self.numbers, self.sender, self.guarding, self.automation.applying, self._ready,
+            self.links.base_url, self.clock,
+        )  # fmt: skip
         try:
             await self._barrier(stop)
             async with asyncio.TaskGroup() as group:
                 # Reading a long list must not hold up who is being sent to.
                 group.create_task(self._again_and_again(self.obeying.obey, orders_s, stop))
                 group.create_task(self._again_and_again(self.step, tick_s, stop))
+                group.create_task(self._again_and_again(self.automation.step, rules_s, stop))
         finally:
             await self.obeying.close()
-            await self.sender.close(stop_s)
+            await asyncio.gather(self.automation.close(), self.sender.close(stop_s))
+            await self.automation.closed()
             await self.stops.close()
 
     async def _again_and_again(self, act: Callable[[], Awaitable[None]], pause_s: float, stop: Callable[[], bool]) -> None:
@@ -177,6 +195,7 @@ class Conductor:
 
     async def step(self) -> None:
         """Do what is due; nothing in here waits for anybody."""
+        self._look_at_switch()
         self.sender.settle()
         if self._fresh.due():
             self._check_freshness()
@@ -201,10 +220,22 @@ class Conductor:
         if self._advice.due():
             self._advise()
 
+    def _look_at_switch(self) -> None:
+        """See whether everything is held; then what waits for a connection is taken back too."""
+        before, self.hold = self.hold, self.switch.look()
+        if self.hold.held and not before.held:
+            for now in self.campaigns.in_state("sending"):
+                self.sender.withdraw(now.id)
+
+    def _behind(self) -> str:
+        """Return why who must not be written to is not known for sure, or nothing."""
+        old = self.behind_s > behind_s_max
+        return f"The numbers are {self.behind_s:.0f} s old: who has unsubscribed since is not known" if old else ""
+
     def held(self, now: Running) -> str:
         """Return why nothing of a campaign may go now, or nothing."""
-        if self.behind_s > behind_s_max:
-            return f"The numbers are {self.behind_s:.0f} s old: who has unsubscribed since is not known"
+        if why := self.hold.text() or self._behind():
+            return why
         if now.definition.audience.api:
             return ""
         lane = self.sender.lanes.get(now.definition.channel)
@@ -368,7 +399,8 @@ class Conductor:
 
     def _settle_unknown(self) -> None:
         """Search new webhooks for the intents of calls whose end is unknown. They were verified when they came in."""
-        rows = self.outbox.unsettled()
+        follow_ups = self.automation.unsettled()
+        rows = [*self.outbox.unsettled(), *((intent, called_at) for intent, (_, called_at) in follow_ups.items())]
         fresh = [position for intent, position in rows if intent not in self.unknown]
         self.unknown = {intent for intent, _ in rows}
         if not rows:
@@ -381,7 +413,9 @@ class Conductor:
         heard = {
             intent.decode() for record in records if record.kind in ("webhook", "events") for intent in INTENT.findall(record.body)
         }  # fmt: skip
-        self.outbox.heard_of(heard & self.unknown, self.clock.now_us())
+        heard &= self.unknown
+        self.outbox.heard_of(heard - follow_ups.keys(), self.clock.now_us())
+        self.actions.heard_of([follow_ups[intent][0] for intent in heard & follow_ups.keys()], self.clock.now_us())
         self.heard_to = records[-1].position + 1
 
     def _forget_stops(self) -> None:

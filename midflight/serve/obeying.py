@@ -1,4 +1,4 @@
-"""Does what people ask of campaigns: each order once, each campaign's in the log's order, with a word under its id of what became of it."""
+"""Does what people ask of campaigns and rules: each order once, in the log's order, with a word under its id of what became of it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ from ..act.audience import read_audience
 from ..act.campaigns import Campaigns, NotNow, Running, check_move, in_waves
 from ..act.definition import BadCampaign, Ready, Variant, campaign_of, check_columns
 from ..act.lists import place_of
-from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Move, Pin, Settle, Test, order_of
+from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Move, Pin, Settle, Test, do_of, order_of
 from ..act.outbox import Planned
+from ..act.push_subscriptions import PushSubscriptions
+from ..act.rule_orders import AnyRuleOrder, Applying
+from ..act.rule_orders import obey as obey_rule_order
+from ..act.rule_orders import order_of as rule_order_of
 from ..act.sender import Job, Sender
+from ..act.site_messages import SiteMessages
+from ..act.site_orders import AnySiteOrder
+from ..act.site_orders import obey as obey_site_order
+from ..act.site_orders import order_of as site_order_of
 from ..config import Config
 from ..events import recipient_key
 from ..kit.clock import Clock
@@ -29,6 +37,10 @@ logger = logging.getLogger("midflight.conductor")
 # What our own code may raise where it is wrong.
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
 waiting_max = 1000  # orders beside a list that is read; later ones wait in the store
+# What else than a campaign's order a record can be, by what it says is to be done.
+KINDS = {kind.__struct_config__.tag: rule_order_of for kind in AnyRuleOrder.__args__} | {
+    kind.__struct_config__.tag: site_order_of for kind in AnySiteOrder.__args__
+}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -36,11 +48,12 @@ class Obeying:
     """The orders that the store has, and who does them. ``ready`` gives a campaign's templates, ``base_url`` is where its links lead."""
 
     def __init__(
-        self, config: Config, campaigns: Campaigns, numbers: Numbers, sender: Sender, guarding: Guarding, ready: Callable[[Running], Ready],
-        base_url: str, clock: Clock,
+        self, config: Config, campaigns: Campaigns, numbers: Numbers, sender: Sender, guarding: Guarding, rules: Applying,
+        ready: Callable[[Running], Ready], base_url: str, clock: Clock,
     ) -> None:  # fmt: skip
         self.config, self.campaigns, self.numbers, self.sender = config, campaigns, numbers, sender
-        self.guarding, self.ready, self.base_url, self.clock = guarding, ready, base_url, clock
+        self.site, self.browsers = SiteMessages(campaigns.db), PushSubscriptions(campaigns.db)
+        self.guarding, self.rules, self.ready, self.base_url, self.clock = guarding, rules, ready, base_url, clock
         self.loading: asyncio.Task | None = None  # reads the list of a draft
         self.position = campaigns.orders_position()  # of the last order that was looked at
         self.waiting: list[tuple[int, AnyOrder]] = []  # for a list, or for an order of their campaign that does, in the log's order
@@ -56,16 +69,26 @@ class Obeying:
                 self.waiting.remove(one)
         for position, _, body in self.numbers.orders(self.position) if len(self.waiting) < waiting_max else ():
             order = self._order(position, body)
-            if order and not self._obeyed(position, order, held):
+            if isinstance(order, AnyRuleOrder):
+                # No campaign's order waits for it, nor it for one.
+                obey_rule_order(order, self.rules, self.clock.now_us())
+            elif isinstance(order, AnySiteOrder):
+                self._heard_of_site(position, order)
+            elif order and not self._obeyed(position, order, held):
                 self.waiting.append((position, order))
             self.position = position
         if not self.waiting and self.position > self.campaigns.orders_position():
             self.campaigns.orders_up_to(self.position)
 
-    def _order(self, position: int, body: bytes) -> AnyOrder | None:
+    def _heard_of_site(self, position: int, order: AnySiteOrder) -> None:
+        if self.campaigns.order_end(order.id) is None:
+            with self._ending(position, order):
+                obey_site_order(order, self.site, self.browsers, self.clock.now_us())
+
+    def _order(self, position: int, body: bytes) -> AnyOrder | AnyRuleOrder | AnySiteOrder | None:
         """Return what a record asks for, or None where it is no order, which is said once."""
         try:
-            return order_of(body)
+            return KINDS.get(do_of(body), order_of)(body)
         except BadOrder as error:
             if self.campaigns.order_end(f"position-{position}") is None:
                 logger.error("record %d is no order and is left out: %s", position, error.text())
@@ -89,7 +112,7 @@ class Obeying:
         return True
 
     @contextmanager
-    def _ending(self, position: int, order: AnyOrder) -> Iterator[None]:
+    def _ending(self, position: int, order: AnyOrder | AnySiteOrder) -> Iterator[None]:
         """Note what became of an order, in one transaction with what it does."""
         try:
             with self.campaigns.db:
@@ -167,8 +190,7 @@ class Obeying:
         """Raise NotNow where people could not unsubscribe, or there is no way out."""
         if now.definition.channel not in self.config.channels and not now.definition.audience.api:
             raise NotNow(f"Channel `{now.definition.channel}` is not in the configuration", todo="Put it back, or make a new campaign")
-        url = urlsplit(self.base_url)
-        if url.scheme != "https" and url.hostname not in LOOPBACK:
+        if unsafe_links(self.base_url):
             raise NotNow(
                 "People could not unsubscribe safely", expected="an address with https", got=self.base_url, where="$.door.public_url",
                 todo="Set it to where the door is reached from outside",
@@ -201,6 +223,13 @@ class Obeying:
         message.campaign, message.subject = "Test messages", f"[Test] {message.subject}"
         call = lane.carrier.call_of([message])
         lane.offer([Job(campaign=now.id, keys=[key], messages=[message], call=call, tries=0, stale_us=now_us, test=True)])
+
+
+def unsafe_links(base_url: str) -> str:
+    """Return why people could not unsubscribe by links that lead there, or nothing."""
+    url = urlsplit(base_url)
+    safe = url.scheme == "https" or url.hostname in LOOPBACK
+    return "" if safe else "people could not unsubscribe safely: `door.public_url` is no address with https"
 
 
 def error_json(error: MidflightError) -> str:

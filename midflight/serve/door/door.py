@@ -33,6 +33,9 @@ from .limits import FairQueue, Waiting, request_bytes
 from .notes import Notes
 from .pages import Pages
 from .retention import day_us, needed_from, oldest_us
+from .site import Site, site_of
+from .site_reports import LANE as SITE_LANE
+from .site_reports import body_bytes_max as site_bytes_max
 from .stopping import Stopping
 from .storing import Appending, is_final, open_writer, why_unwritable
 from .tokens import Tokens
@@ -112,6 +115,7 @@ class Door:
         self.advised = False  # whether somebody reads what the advisor needs at this moment
         self.tokens = Tokens(config.folder)
         self.deciding = Deciding(self, self.advisor, self.tokens)
+        self.site: Site | None = site_of(self, getattr(config, "ways", {}))
         self.routes = self._routes()
         self.links_route = self._links_route()
         self.refresh_date()
@@ -135,6 +139,11 @@ class Door:
         internal = Internal(self, token_at(self.config.make_folder()), settings.host)
         routes[b"/internal/append"] = Route("internal", {b"POST": internal.post}, body_bytes_max)
         routes[DECIDE] = Route(DECIDE_LANE, {b"POST": self.deciding.post}, decide_bytes_max)
+        if site := self.site:
+            for path in site.files:
+                routes[path] = Route("pages", {b"GET": site.file, b"HEAD": site.file})
+            routes[b"/v1/site"] = Route(SITE_LANE, {b"GET": site.streams.get, b"POST": site.reports.message}, site_bytes_max)
+            routes[b"/v1/push"] = Route(SITE_LANE, {b"GET": site.reports.key, b"POST": site.reports.browser}, site_bytes_max)
         pages = Pages(self, internal)
         for name in ("health", "ready", "metrics"):
             page = getattr(pages, name)
@@ -215,6 +224,8 @@ class Door:
             return
         self.stopping = True
         self.acceptor.close()
+        if self.site:
+            self.site.close()
         until = monotonic() + stop_s_max
         for connection in list(self.connections):
             if connection.idle:
@@ -291,6 +302,8 @@ class Door:
             self.acceptor.resume()
         self.notes.look(now_s)
         self.look_for_advice()
+        if self.site and not self.stopping:
+            self.site.streams.look(now_s)
         if now_s - self.last_tick_s >= tick_s:
             self.last_tick_s = now_s
             self.tick(now_s)
@@ -406,7 +419,7 @@ class Door:
         exchange.at_us = self.clock.now_us()
         if exchange.method != b"POST":
             self.release(exchange)
-            self.answer(exchange, exchange.route.handlers[exchange.method](exchange))
+            self.handle(exchange)
         elif not self.hold(exchange, request_bytes) or len(self.tasks) > tasks_max + self.open_count:
             self.release(exchange)
             exchange.body = b""
@@ -453,7 +466,7 @@ class Door:
 
     def handle(self, exchange: Exchange) -> None:
         try:
-            answer = exchange.route.handlers[b"POST"](exchange)
+            answer = exchange.route.handlers[exchange.method](exchange)
         except Exception as error:
             answer = self.fault(exchange, error)
         if answer is not None:

@@ -318,6 +318,16 @@ class Connection(asyncio.BufferedProtocol):
         if self.queue and self.queue[0] is exchange:
             self.flush()
 
+    def becomes_stream(self, exchange: Exchange, head: bytes) -> bool:
+        """Let the answer to a request be all that this connection writes from now on, beginning with ``head``; nothing more is read. False
+        where answers before it are still owed."""
+        if self.transport is None or self.queue[0] is not exchange:
+            return False
+        self.queue.popleft()
+        self.stage = DONE
+        self.transport.write(head)
+        return True
+
     def flush(self) -> None:
         queue, door, out, close = self.queue, self.door, [], None
         while queue and queue[0].answer is not None:
