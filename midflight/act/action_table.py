@@ -53,6 +53,7 @@ CREATE INDEX IF NOT EXISTS actions_suggested ON actions (rule, number) WHERE sta
 CREATE INDEX IF NOT EXISTS actions_called ON actions (number) WHERE state = 3;
 CREATE INDEX IF NOT EXISTS actions_undoing ON actions (until_us) WHERE state = 4;
 CREATE INDEX IF NOT EXISTS actions_unknown ON actions (number) WHERE state = 5;
+CREATE INDEX IF NOT EXISTS actions_refused ON actions (number) WHERE state = 7;
 CREATE INDEX IF NOT EXISTS actions_over ON actions (fired_us) WHERE state >= 5;
 CREATE INDEX IF NOT EXISTS actions_of_person ON actions (recipient, number);
 CREATE INDEX IF NOT EXISTS actions_of_rule ON actions (rule, number);
@@ -253,7 +254,7 @@ LISTED = (
 # What lists of actions can be asked for: all, a person's, a rule's, a rule's suggestions, all in a state that is few.
 WHERE = {
     "": "", "recipient": "recipient = ? AND", "rule": "rule = ? AND", "suggested": "state = 1 AND", "unknown": "state = 5 AND",
-    "given_up": "state = 7 AND reason = 'gave_up' AND",
+    "given_up": "state = 7 AND reason = 'gave_up' AND", "refused": "state = 7 AND",
     "suggested_of": "rule = ? AND state = 1 AND",
 }  # fmt: skip
 

@@ -34,6 +34,12 @@ class NotHeld(MidflightError):
     code = "not_held"
 
 
+class TurnedSince(NotHeld):
+    """Somebody else has turned the switch since it was looked at."""
+
+    status = 409
+
+
 class Hold(msgspec.Struct, kw_only=True, frozen=True):
     """How the switch stands: ``number`` counts its turns; who turned it last, when and why."""
 
@@ -63,7 +69,9 @@ def release(folder: Path, who: str, why: str, now_us: int, number: int) -> Hold:
     """
     now = read(folder)
     if now.number != number:
-        raise NotHeld("The switch was turned again since", expected=f"number {number}", got=now.number, todo="Look why, and release anew")
+        raise TurnedSince(
+            "The switch was turned again since", expected=f"number {number}", got=now.number, todo="Look why, and release anew"
+        )
     return _turn(folder, False, who, why, now_us)
 
 

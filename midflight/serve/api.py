@@ -25,7 +25,6 @@ from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
 from ..config import Config
-from ..events import recipient_key
 from ..kit.clock import Clock
 from ..kit.counters import Counters
 from ..kit.errors import MidflightError, NotFound, nearest
@@ -552,17 +551,6 @@ def first_receipt(position: int, log: Reader) -> Record | None:
     return next((record for record in records if record.position == position), None)
 
 
-# -- people --------------------------------------------------------------------------------------------------------------
-
-
-@reading.get("/v1/people/{address}", responses=answers(models.Person), tags=["people"])
-def person(request: Request, address: Annotated[str, Path(max_length=name_chars_max)]) -> Response:
-    """What happened to one recipient, the newest first; duplicates left out."""
-    recipient = recipient_key(address) or address
-    events, note = site_of(request).timeline(recipient)
-    return json({"address": address, "recipient": recipient, "events": events, "note": note})
-
-
 # -- live and about ourselves --------------------------------------------------------------------------------------------
 
 
@@ -689,10 +677,11 @@ def create_app(config: Config, clock: Clock | None = None, timeline: Timeline | 
 
 
 def routers() -> list[APIRouter]:
-    """Return every part of the API. What sends campaigns imports this module, and is joined here, when both are complete."""
-    from . import campaigning
+    """Return every part of the API. The others import this module, and are joined here, when all are complete."""
+    from . import campaigning, people_api, rules_api, segments_api
 
-    return [reading, writing, campaigning.reading, campaigning.sending, everybody]
+    parts = (campaigning, segments_api, rules_api)
+    return [reading, writing, people_api.reading, *(router for part in parts for router in (part.reading, part.sending)), everybody]
 
 
 def openapi() -> dict:

@@ -492,3 +492,295 @@ class Error(Closed):
     ok: Literal[False]
     error: ErrorDetail
     status: int
+
+
+# -- segments, rules and actions -----------------------------------------------------------------------------------------
+
+
+class SegmentRow(Closed):
+    """``words`` is the condition as a person would say it, ``where`` as it was put."""
+
+    name: str
+    version: int
+    words: str
+    where: dict[str, Any]
+    members: int
+
+
+class Segments(Closed):
+    segments: list[SegmentRow]
+    log_time: str | None
+
+
+class SegmentMove(Closed):
+    at: str | None
+    recipient: str
+    entered: bool
+
+
+class SegmentHour(Closed):
+    """How many came and left within the hour, and how many were there at its end."""
+
+    at: str | None
+    entered: int
+    left: int
+    members: int
+
+
+class Segment(SegmentRow):
+    """``note`` says why no members are named, where the engine did not answer."""
+
+    needed_by: list[str]
+    moves: list[SegmentMove]
+    history: list[SegmentHour]
+    sample: list[str]
+    note: str | None
+
+
+class Put(Closed):
+    """``done`` is false where whoever has to do it does not run: it is in the log, and will be done then."""
+
+    done: bool
+    note: str | None
+
+
+class PutSegment(Closed):
+    """A condition, as in `{"did": "clicked", "within": "30d"}`. ``version`` is one more than the one that was seen; 0 takes the next."""
+
+    where: dict[str, Any]
+    version: int = Field(default=0, ge=0, le=2**31)
+    why: str = Why
+
+
+class TrySegment(Closed):
+    where: dict[str, Any]
+    sample: int = Field(default=20, ge=0, le=500)
+
+
+class TriedSegment(Closed):
+    """``low`` and ``high`` are the ends of a 95 % interval; of ``people`` in all, ``tried`` were looked at."""
+
+    words: str
+    people: int
+    tried: int
+    exact: bool
+    members: int
+    low: int
+    high: int
+    sample: list[str]
+
+
+class RuleRow(Closed):
+    """``when`` is in words; ``totals`` is what became of its firings, by state. ``taken_up`` is false while an edit is on its way."""
+
+    name: str
+    version: int
+    autonomy: str
+    when: str
+    way: str
+    holdout: float
+    totals: dict[str, int]
+    definition: dict[str, Any]
+    taken_up: bool
+
+
+class HoldState(Closed):
+    """The kill switch: ``number`` counts its turns."""
+
+    held: bool
+    number: int
+    who: str
+    why: str
+    at: str | None
+
+
+class Rules(Closed):
+    rules: list[RuleRow]
+    held: HoldState
+
+
+class RuleVersion(Closed):
+    version: int
+    at: str | None
+    who: str
+    why: str
+    definition: dict[str, Any]
+
+
+class ActionRow(Closed):
+    """What became of a firing. ``reason`` is a code, ``says`` the same in words, with ``words`` and ``detail`` of this one."""
+
+    number: int
+    id: str
+    state: str
+    rule: str
+    version: int
+    recipient: str
+    way: str
+    fired_at: str | None
+    cause_at: str | None
+    expires_at: str | None
+    changed_at: str | None
+    reason: str
+    says: str
+    words: str
+    detail: str
+    approved: bool
+    tries: int
+
+
+class Rule(RuleRow):
+    versions: list[RuleVersion]
+    actions: list[ActionRow]
+    removed: bool
+
+
+class PutRule(Closed):
+    """A rule: `when`, `where`, `action` and `limits`. What waits of the versions before is dropped, or with ``keep`` goes on."""
+
+    definition: dict[str, Any]
+    version: int = Field(default=0, ge=0, le=2**31)
+    keep: bool = False
+    why: str = Why
+
+
+class LetRule(Closed):
+    """How far a rule may go on its own from now on."""
+
+    autonomy: Literal["observe", "suggest", "act_within_caps", "act"]
+    why: str = Why
+
+
+class Actions(Closed):
+    actions: list[ActionRow]
+    next: int | None
+
+
+class Name(Closed):
+    """Actions by id, or all suggestions of a rule with a number up to ``up_to``, which is what somebody saw."""
+
+    actions: list[str] = Field(default=[], max_length=1_000)
+    rule: str = Field(default="", max_length=100)
+    up_to: int = Field(default=0, ge=0, le=2**62)
+    why: str = Why
+
+
+class UndoActions(Closed):
+    actions: list[str] = Field(min_length=1, max_length=1_000)
+    why: str = Why
+
+
+class SettleActions(UndoActions):
+    """Whether calls whose end nobody knew went. None is made again."""
+
+    went: bool
+
+
+class Hold(Closed):
+    why: str = Why
+
+
+class Release(Closed):
+    """``number`` is the turn that was seen: who releases lifts that hold and no later one."""
+
+    number: int = Field(ge=-1, le=2**62)
+    why: str = Why
+
+
+class RuleLine(Closed):
+    number: int
+    at: str | None
+    rule: str
+    action: str
+    kind: str
+    who: str
+    text: str
+    why: str
+
+
+class RuleLedger(Closed):
+    lines: list[RuleLine]
+    next: int | None
+
+
+class TryRules(Closed):
+    """Segments by name as conditions, rules by name as definitions. Times are ISO 8601, or a length of time before the log's end: `7d`."""
+
+    rules: dict[str, dict[str, Any]] = {}
+    segments: dict[str, dict[str, Any]] = {}
+    from_: str = Field(default="7d", alias="from", max_length=40)
+    to: str = Field(default="", max_length=40)
+    others: bool = Field(default=False, description="Keep the other rules in force beside")
+
+
+class TriedFiring(Closed):
+    """A firing, and what would have become of it: ``end`` and ``reason``."""
+
+    id: str
+    rule: str
+    version: int
+    recipient: str
+    fired_at: str
+    cause_at: str
+    end: str
+    reason: str
+    words: str
+    acted_at: str | None
+
+
+class TriedRule(Closed):
+    """Of one rule: how often it fired for how many people, what became of it, why not, and firings by hour."""
+
+    rule: str
+    fired: int
+    people: int
+    ends: dict[str, int]
+    reasons: dict[str, int]
+    hours: list[tuple[str, int]]
+
+
+class TriedRules(Closed):
+    rules: list[TriedRule]
+    firings: list[TriedFiring]
+    records: int
+    events: int
+    people: int
+    seconds: float
+    from_: str = Field(alias="from")
+    to: str
+
+
+class WhySegment(Closed):
+    """``why`` is a condition in words with `true`, `detail` and the `parts` that it is made of."""
+
+    segment: str
+    member: bool
+    why: dict[str, Any]
+
+
+class PersonScore(Closed):
+    score: int
+    reasons: list[tuple[int, str]]
+
+
+class PersonMessage(Closed):
+    campaign: str
+    variant: str
+    wave: int
+    state: str
+    at: str | None
+    detail: str
+
+
+class WholePerson(Person):
+    """Beside what happened: the segments with their reasons, the engagement score, what was sent, what rules did, and why not.
+
+    ``segments_note`` says why segments and score are not told, where the engine did not answer.
+    """
+
+    segments: list[WhySegment]
+    engagement: PersonScore | None
+    segments_note: str | None
+    suppressed: str
+    messages: list[PersonMessage]
+    actions: list[ActionRow]

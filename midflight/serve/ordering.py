@@ -7,7 +7,7 @@ import secrets
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ..config import Config
 from ..events import recipient_key
 from ..kit.clock import Clock
 from ..kit.errors import MidflightError, NotFound
+from ..log.record import Record
 from . import doorlink
 
 logger = logging.getLogger(__name__)
@@ -113,12 +114,12 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
-def ordered(config: Config, clock: Clock, order: orders.Order) -> bool:
+def ordered(config: Config, clock: Clock, order, record_of: Callable[..., Record] = orders.record_of) -> bool:
     """Hand in an order; tell whether it is done. False: it is in the log, and will be done when the conductor runs.
 
-    Raises DoorAway where it could not be handed in, and Refused with what the conductor said.
+    ``record_of`` says how the log carries it. Raises DoorAway where it could not be handed in, and Refused with what the conductor said.
     """
-    doorlink.append(config, [orders.record_of(order)])
+    doorlink.append(config, [record_of(order)])
     end = clock.monotonic_s() + wait_s
     while (error := ended(config, order.id)) is None:
         if clock.monotonic_s() >= end:

@@ -1,5 +1,5 @@
-"""What only the engine's memory knows, asked over a socket of the data folder: one person with the reasons of every membership, and some
-members of a segment.
+"""What only the engine's memory knows, asked over a socket of the data folder: one person with the reasons of every membership, some
+members of a segment, and how many people a condition would hold of that is not in force.
 
 The engine answers between two batches. Whoever asks waits for at most ``answer_s``, and goes on without an answer where no engine is.
 """
@@ -11,17 +11,20 @@ import os
 import socket
 import threading
 from contextlib import closing
+from math import gcd
 from pathlib import Path
 
 import apsw
 import msgspec
 import numpy as np
 
+from ..kit.clock import Clock
 from ..kit.errors import MidflightError
 from ..stream.conditions import condition_of
-from ..stream.explained import Explaining, Happened, Reason, person_of, shown_max
+from ..stream.explained import Explaining, Happened, Reason, person_at, person_of, shown_max
 from ..stream.hashing import hash_text
 from ..stream.program import whole
+from ..stream.tables import RECIPIENTS
 from .folding import Folding, shards_max
 
 logger = logging.getLogger("midflight.engine")
@@ -31,14 +34,19 @@ answer_s = 5.0
 line_bytes_max = 64 * 1024
 answer_bytes_max = 8 << 20
 members_max = 500
+tried_max = 4_000  # people whom a condition is tried on
+tried_s_max = 1.5
+tried_at_once = 20  # people between two batches: whoever folds waits no longer than for these
 backlog = 16
 
 
 class Question(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Either about a ``person`` by the key of an address, or about some members of a ``segment``."""
+    """About a ``person`` by the key of an address, about some members of a ``segment``, or about those of whom the condition ``where``
+    would hold."""
 
     person: str = ""
     segment: str = ""
+    where: dict = {}
     count: int = 20
 
 
@@ -69,6 +77,16 @@ class Members(msgspec.Struct, kw_only=True):
     recipients: list[str]
 
 
+class Tried(msgspec.Struct, kw_only=True):
+    """Of how many people a condition would hold now: of ``people`` in all, ``tried`` were looked at, evenly over all of them, and of
+    ``members`` of these it holds; ``recipients`` are some of them."""
+
+    people: int
+    tried: int
+    members: int
+    recipients: list[str] = []
+
+
 class NoAnswer(MidflightError):
     """The engine does not answer: it is not there, or has too much to do."""
 
@@ -83,7 +101,7 @@ class Answering:
     """Answers in a thread of its own. ``folding`` is looked at while ``lock`` is held, which whoever folds holds meanwhile."""
 
     def __init__(self, folder: Path, folding: Folding, lock: threading.Lock) -> None:
-        self.folder, self.folding, self.lock = folder, folding, lock
+        self.folder, self.folding, self.lock, self.clock = folder, folding, lock, Clock()
         (folder / SOCKET).unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         _at(folder, self._listener.bind)
@@ -117,8 +135,10 @@ class Answering:
                     # A question is nobody's need: a mistake in an answer must not end the engine.
                     logger.exception("a question could not be answered")
 
-    def answer(self, question: Question) -> Known | Members:
+    def answer(self, question: Question) -> Known | Members | Tried:
         """Return what a question asks for."""
+        if question.where:
+            return self._try(question.where, question.count)
         with self.lock:
             return self._person(question.person) if question.person else self._members(question.segment, question.count)
 
@@ -145,8 +165,34 @@ class Answering:
         )  # fmt: skip
 
     def _whole(self, name: str):
-        conditions = {one: condition_of(kept.body) for one, kept in self.folding.definitions.segments.items()}
+        conditions = self._conditions()
         return whole(conditions, conditions[name], (name,))
+
+    def _conditions(self) -> dict:
+        return {one: condition_of(kept.body) for one, kept in self.folding.definitions.segments.items()}
+
+    def _try(self, where: dict, count: int) -> Tried:
+        """Try a condition on people from all over, a few between two batches, for as long as that may take."""
+        with self.lock:
+            condition = whole(self._conditions(), condition_of(where), ())
+            sizes = [int(shard.state.used[RECIPIENTS]) for shard in self.folding.shards]
+        people = sum(sizes)
+        # An odd step through the numbers, so that who stopped early has still seen people from all over.
+        step = _coprime(people, 0.618)
+        wanted, found, tried, end_s = min(people, tried_max), [], 0, self.clock.monotonic_s() + tried_s_max
+        while tried < wanted and self.clock.monotonic_s() < end_s:
+            with self.lock:
+                for n in range(tried, min(wanted, tried + tried_at_once)):
+                    shard, row = _place(sizes, n * step % people)
+                    if self._holds(condition, shard, row):
+                        found.append(row * shards_max + shard)
+            tried = min(wanted, tried + tried_at_once)
+        return Tried(people=people, tried=tried, members=len(found), recipients=self._texts(found[: min(max(count, 0), members_max)]))
+
+    def _holds(self, condition, number: int, row: int) -> bool:
+        shard, ids = self.folding.shards[number], self.folding.names.ids
+        person = person_at(shard, row)
+        return Explaining(person, shard.log_time_us, lambda kind, name: ids[kind].get(name, 0)).explain(condition).true
 
     def _members(self, segment: str, count: int) -> Members:
         names = [name for name, _ in self.folding.asked.segments]
@@ -158,9 +204,29 @@ class Answering:
             rows = shard.members(place)
             every = max(1, rows.size // max(1, count))
             numbers += (rows[::every][:count].astype(np.int64) * shards_max + number).tolist()
+        return Members(recipients=self._texts(numbers[:count]))
+
+    def _texts(self, numbers: list[int]) -> list[str]:
         with closing(apsw.Connection(str(self.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)) as db:
-            found = [db.execute("SELECT recipient FROM people WHERE number = ?", (number,)).fetchone() for number in numbers[:count]]
-        return Members(recipients=sorted(row[0] for row in found if row))
+            found = [db.execute("SELECT recipient FROM people WHERE number = ?", (number,)).fetchone() for number in numbers]
+        return sorted(row[0] for row in found if row)
+
+
+def _place(sizes: list[int], n: int) -> tuple[int, int]:
+    """Return the shard and the row of the n-th of all people."""
+    for shard, size in enumerate(sizes):
+        if n < size:
+            return shard, n
+        n -= size
+    raise AssertionError(n)
+
+
+def _coprime(people: int, share: float) -> int:
+    """Return a step that reaches everybody once, about this share of all."""
+    step = max(1, int(people * share))
+    while people and gcd(step, people) != 1:
+        step += 1
+    return step
 
 
 # -- who asks --------------------------------------------------------------------------------------------------------------------------
@@ -174,6 +240,11 @@ def person(folder: Path, recipient: str) -> Known:
 def members(folder: Path, segment: str, count: int = 20) -> list[str]:
     """Return some members of a segment. Raises NoAnswer."""
     return msgspec.json.decode(_ask(folder, Question(segment=segment, count=count)), type=Members).recipients
+
+
+def tried(folder: Path, where: dict, count: int = 20) -> Tried:
+    """Return of how many people a condition would hold. It has to be one that can be understood. Raises NoAnswer."""
+    return msgspec.json.decode(_ask(folder, Question(where=where, count=count)), type=Tried)
 
 
 def _ask(folder: Path, question: Question) -> bytes:

@@ -154,7 +154,7 @@ class Changes:
         self.drops.update(prepared.drops)
         self.dead += [*prepared.dead, *conflicts]
         self.replayed += prepared.replayed
-        self._suppressions(prepared, effects)
+        self.suppress(prepared, effects)
         for record in prepared.asked:
             self._asked(record)
         self.next_position, self.log_time_us = prepared.next_position, prepared.log_time_us
@@ -170,7 +170,7 @@ class Changes:
         if told.size:
             self.told.append(Told(shard, told, asked))
 
-    def _suppressions(self, prepared: Prepared, effects: list[Effects]) -> None:
+    def suppress(self, prepared: Prepared, effects: list[Effects]) -> None:
         """Note who asked for no more, complained, or has no mailbox; and who subscribed again, later than he asked for no more."""
         kind, batch = prepared.batch.kind, prepared.batch
         found = _SUPPRESSING[kind] & ((kind != _BOUNCED) | (batch.bounce == _HARD))

@@ -65,8 +65,11 @@ class Person(msgspec.Struct, kw_only=True):
 def person_of(shard: Shard, key: int) -> Person | None:
     """Return what a shard knows of the recipient with this key."""
     r = shard.row_of(key)
-    if r < 0:
-        return None
+    return None if r < 0 else person_at(shard, r)
+
+
+def person_at(shard: Shard, r: int) -> Person:
+    """Return what a shard knows of the recipient in a row."""
     state, known = shard.state, shard.known
     row = state.recipients[r]
     happened = [*_of_messages(state, int(row["messages"])), *_conversions(state, int(row["conversions"])), *_acts(known, r)]

@@ -14,17 +14,21 @@ from ...kit.errors import MidflightError
 def join(app: FastAPI) -> None:
     """Add the pages to the application."""
     from .experiments import experiments
+    from .holding import holding
+    from .inbox import inbox
     from .kept import Kept
     from .login import entrance
     from .pages import LoginFirst, pages
+    from .rule_form import rules
+    from .segments import segments
     from .wizard import wizard
 
     app.state.kept = Kept(app.state.site.clock)
     app.include_router(pages)
     # The form comes first: its address is within those of campaigns.
     app.include_router(wizard)
-    app.include_router(experiments)
-    app.include_router(entrance)
+    for router in (experiments, segments, rules, inbox, holding, entrance):
+        app.include_router(router)
     app.add_exception_handler(LoginFirst, _login_first)
 
 

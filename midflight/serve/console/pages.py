@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import RedirectResponse, Response
 
 from ... import __version__
+from ...act import kill_switch
 from ...events import recipient_key
 from ...kit.errors import MidflightError, NotFound
 from ...metrics import Sums
@@ -19,7 +20,7 @@ from ...metrics.metric import formula
 from ...sources import REGISTRY as VENDORS
 from ...store.read import Query as Asked
 from ...store.read import View, add, all_metrics, delay_row, dimension_keys, iso, minute_us, window_of
-from .. import api, models
+from .. import api, models, people_api, ruling
 from ..auth import Session
 from ..ordering import sent_here
 from ..shield import same_origin, session_of
@@ -69,6 +70,7 @@ templates.filters.update(
     hours=lambda hours: words.duration(hours * 3600),
     rate_per_s=words.rate_per_s,
     clock=words.clock,
+    day=lambda at_us: (iso(at_us) or "")[:10],
     json=lambda value: msgspec.json.encode(value).decode(),
 )
 templates.globals.update(
@@ -449,7 +451,8 @@ def people(request: Request, address: str = "", session: Session = Depends(visit
     """One person's timeline."""
     site = api.site_of(request)
     address = address.strip()[:1_000]
-    events, note = site.timeline(recipient_key(address) or address) if address else ([], None)
+    recipient = recipient_key(address) or address
+    events, note = site.timeline(recipient) if address else ([], None)
     return render(
         request,
         "people.html",
@@ -458,8 +461,22 @@ def people(request: Request, address: str = "", session: Session = Depends(visit
         note=note,
         days=by_day(events),
         n=len(events),
+        hold=kill_switch.read(site.config.folder),
+        **explained(site, recipient if address else ""),
         **since(site.clock.now_us()),
     )
+
+
+def explained(site: api.Site, recipient: str) -> dict:
+    """Return why somebody is in a segment, and why he was written to or not."""
+    if not recipient:
+        return {"known": None, "known_note": None, "suppressed": "", "messages": [], "actions": [], "undoable": {}}
+    known, known_note = people_api.known_of(site, recipient)
+    return {
+        "known": known, "known_note": known_note, "suppressed": people_api.suppressed(site, recipient),
+        "messages": people_api.messages_of(site, recipient), "actions": people_api.actions_of(site, recipient),
+        "undoable": ruling.undoable_of(site.config),
+    }  # fmt: skip
 
 
 # Told in the event's own line, or of no use to a reader.

@@ -196,6 +196,18 @@ function keepPlace() {
   if (label) label.focus({ preventScroll: true });
 }
 
+// -- forms --------------------------------------------------------------------------------------------------------------
+
+// Of the boxes below a choice, that of what is chosen is shown.
+function showChosen() {
+  for (const box of document.querySelectorAll("[data-of]")) {
+    const choice = document.getElementById(box.getAttribute("data-of"));
+    box.classList.toggle("chosen", choice.value === box.getAttribute("data-for"));
+  }
+}
+
+document.addEventListener("change", showChosen);
+showChosen();
 document.addEventListener("keydown", press);
 document.addEventListener("click", (event) => {
   const target = event.target.closest("button, a");
