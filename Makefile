@@ -69,4 +69,4 @@ lock: | $(BIN)/python  ## choose the newest allowed versions and write both lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
 		--group build pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
-		--group build --group test -c requirements.lock pyproject.toml -o requirements-test.lock
+		--all-extras --group build --group test -c requirements.lock pyproject.toml -o requirements-test.lock

@@ -110,6 +110,10 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     channels: dict[str, dict] = {}
     # name -> {kind: slack, ...its settings}: the other ways out, by which rules act; there is always one named `email`
     ways: dict[str, dict] = {}
+    # name -> {kind: hubspot, ...its settings}: other systems that are asked now and then, each one a kind of `polls`
+    polls: dict[str, dict] = {}
+    # name -> {kind: hubspot, ...its settings}: where segments and engagement are written back to
+    ways_back: dict[str, dict] = {}
     sending: Sending = msgspec.field(default_factory=Sending)
     automation: Automation = msgspec.field(default_factory=Automation)
     expected_messages: int = 0  # messages within `dedup_days` that the engine takes memory for when it starts; more may come
@@ -181,6 +185,8 @@ def config_from(raw: object, where: str = "configuration") -> Config:
     config.sources = {name: resolve(settings, f"$.sources.{name}") for name, settings in config.sources.items()}
     config.channels = {name: resolve(settings, f"$.channels.{name}") for name, settings in config.channels.items()}
     config.ways = {name: resolve(settings, f"$.ways.{name}") for name, settings in config.ways.items()}
+    config.polls = {name: resolve(settings, f"$.polls.{name}") for name, settings in config.polls.items()}
+    config.ways_back = {name: resolve(settings, f"$.ways_back.{name}") for name, settings in config.ways_back.items()}
     return check(config)
 
 

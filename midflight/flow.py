@@ -54,8 +54,15 @@ def conductor(config: Config) -> None:
     run_conductor(config)
 
 
-# In the order in which they start: whoever sends may send at once, the rest catches up.
-PROCESSES = {"door": door, "engine": engine, "console": console, "history": history, "conductor": conductor}
+def poller(config: Config) -> None:
+    """Ask other systems for what they know, as records for the door; write segments and engagement back to them."""
+    from .serve.poller import run_poller
 
-# Who takes requests or sends ends first; the others go on until nothing is left of what was taken.
-FIRST_TO_END = ("door", "console", "conductor")
+    run_poller(config)
+
+
+# In the order in which they start: whoever sends may send at once, the rest catches up.
+PROCESSES = {"door": door, "engine": engine, "console": console, "history": history, "conductor": conductor, "poller": poller}
+
+# Who takes requests, asks or sends ends first; the others go on until nothing is left of what was taken.
+FIRST_TO_END = ("door", "console", "conductor", "poller")

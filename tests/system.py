@@ -34,7 +34,7 @@ from midflight.stream.measures import MEASURES
 
 PROJECT = Path(__file__).parent.parent
 CONTROLS = PROJECT / "tests" / "controls"
-NAMES = ("door", "engine", "console", "history", "conductor")
+NAMES = ("door", "engine", "console", "history", "conductor", "poller")
 VENDORS = tuple(kind for kind in kinds() if kind != SITE)
 wait_s_max = 60.0
 games_max = 20

@@ -565,7 +565,7 @@ def test_a_person_is_asked_of_the_history(site: Site) -> None:
 # -- who may ----------------------------------------------------------------------------------------------------------
 
 OPEN = {"/health", "/ready", "/v1/openapi.json", "/login", "/setup", "/static/{mark}/{name}", "/favicon.ico"}
-WRITES = {"/v1/dead/replay"}
+WRITES = {"/v1/dead/replay", "/v1/polls/{name}/backfill"}
 SENDS = {"/v1/lists", "/v1/experiments", "/v1/preview"} | {
     f"/v1/experiments/{{name:path}}/{what}" for what in ("state", "pin", "drop", "variants", "test")
 }

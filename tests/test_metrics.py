@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from midflight.decide.unusual import (
     Campaign,
     Group,
-    SourceMinutes,
     alarms_a_day,
     binomial_tail,
     find,
@@ -251,14 +250,6 @@ def test_a_jump_of_the_machine_share_is_told() -> None:
     usual = {"name": "c", "actions_before": 3000, "machine_before": 600, "actions": 200}
     assert [f.kind for f in find([Campaign(**usual, machine=140)])] == ["machines"]
     assert find([Campaign(**usual, machine=50)]) == []
-
-
-def test_a_silent_source_is_told_when_its_past_was_busy() -> None:
-    """Ten silent minutes of a source that spoke every minute are told; of one that speaks every sixth, they are not."""
-    found = find(
-        [], [SourceMinutes(name="ses", silent=10, busy=60, watched=60), SourceMinutes(name="rare", silent=10, busy=10, watched=60)]
-    )
-    assert [f.subject for f in found] == ["ses"]
 
 
 counts = st.integers(0, 10**7)

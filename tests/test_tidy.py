@@ -460,7 +460,9 @@ def differences(imported: dict[str, str], declared: set[str]) -> list[str]:
 
 def test_dependencies_are_what_is_imported(tree: list[Code]) -> None:
     """Every foreign import is a declared dependency, and every dependency is imported."""
-    declared = {re.match(r"[\w-]+", line)[0] for line in tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]}
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    declared = {re.match(r"[\w-]+", line)[0] for line in [*project["dependencies"], *extras]}
     modules = {"pyyaml": "yaml", "python-liquid": "liquid", "mjml-python": "mjml"}
     names = {modules.get(name, name.replace("-", "_")) for name in declared}
     assert not differences(third_party([code for code in tree if code.path.startswith("midflight/")]), names)

@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/ again: API, channels, commands, configuration, metrics, policies, sources, triggers, ways."""
+"""Write the generated pages of docs/ again: API, commands, configuration, and one for each kind of plugin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def command(
     folder: Path = typer.Option(Path("docs"), "--to", help="The folder of the pages."),
     check: bool = typer.Option(False, "--check", help="Write nothing; fail where a page is not as it would be written."),
 ) -> None:
-    """Write the generated pages of docs/ again: API, channels, commands, configuration, metrics, policies, sources, triggers, ways."""
+    """Write the generated pages of docs/ again: API, commands, configuration, and one for each kind of plugin."""
     if not folder.is_dir():
         raise MidflightError(f"No folder {folder}", todo="Run it at the top of the source tree, or name the folder with --to")
     stale = []

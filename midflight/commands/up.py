@@ -1,4 +1,4 @@
-"""Run everything on this machine: door, engine, console and history, supervised."""
+"""Run everything on this machine, supervised: door, engine, console, history, conductor and poller."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..kit.errors import MidflightError
 from ..log import Reader
 from ..serve.auth import base_url
 from ..serve.listening import CannotListen, listen
+from ..serve.poller import configured
 from ..store.folding import load_sources
 from ..store.history import committed_position
 from ..supervise import Supervisor
@@ -23,9 +24,11 @@ ports_s_max = 2.0  # a run that is just ending holds its ports for a moment
 
 
 def command() -> None:
-    """Run everything on this machine: door, engine, console and history, supervised."""
+    """Run everything on this machine, supervised: door, engine, console, history, conductor and poller."""
     config = load_config()
-    load_sources(config)  # a wrong source stops the start, with its own words, before any process runs
+    # A wrong source or poll stops the start, with its own words, before any process runs.
+    load_sources(config)
+    configured(config)
     link = first_link(config)
     wait_for_ports(config, Clock())
     print(f"webhooks  http://{config.door.host}:{config.door.port}/in/NAME   ({len(config.sources)} sources)", flush=True)

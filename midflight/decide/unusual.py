@@ -18,7 +18,6 @@ machine_points_min = 0.15
 complaint_ceiling = 0.001  # what Gmail and Yahoo ask senders to stay below
 complaint_limit = 0.003  # and never to reach
 complaints_min = 3
-silence_minutes_min = 3
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,19 +47,10 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     complained: int = 0
 
 
-class SourceMinutes(msgspec.Struct, frozen=True, kw_only=True):
-    """A source's last minutes: how many since its last event, and how many of the ``watched`` ones before had events."""
-
-    name: str
-    silent: int
-    busy: int
-    watched: int
-
-
 class Unusual(msgspec.Struct, frozen=True, kw_only=True):
     """One finding. ``text`` says what, ``why`` says what it is compared with and how sure it is."""
 
-    kind: str  # bounces, machines, complaints, silence
+    kind: str  # bounces, machines, complaints, or of a source: see reconciliation.py
     severity: str  # warning, serious
     campaign: str
     subject: str
@@ -69,14 +59,13 @@ class Unusual(msgspec.Struct, frozen=True, kw_only=True):
     p: float
 
 
-def find(campaigns: Iterable[Campaign], sources: Iterable[SourceMinutes] = ()) -> list[Unusual]:
-    """Return everything unusual, the most serious first."""
-    found = []
+def find(campaigns: Iterable[Campaign], others: Iterable[Unusual] = ()) -> list[Unusual]:
+    """Return everything unusual, with what others have found, the most serious first."""
+    found = list(others)
     for campaign in campaigns:
         found += bounces(campaign)
         found += machines(campaign)
         found += complaints(campaign)
-    found += silence(list(sources))
     return sorted(found, key=lambda f: (f.severity != "serious", f.p, f.campaign, f.subject))
 
 
@@ -169,33 +158,6 @@ def complaints(campaign: Campaign) -> list[Unusual]:
                 )
             ]
     return []
-
-
-def silence(sources: list[SourceMinutes]) -> list[Unusual]:
-    """Return the sources that have been quiet for longer than their last hour explains."""
-    limit = threshold(len(sources))
-    found = []
-    for source in sources:
-        if source.silent < silence_minutes_min or source.watched <= 0:
-            continue
-        quiet = source.watched - source.busy
-        # Beta(1, 1) before the first minute; every minute watched is one observation of "quiet".
-        p = tail(source.silent, source.silent, 1.0 + quiet, 1.0 + source.busy)
-        if p > limit:
-            continue
-        found.append(
-            Unusual(
-                kind="silence",
-                severity="serious",
-                campaign="",
-                subject=source.name,
-                text=f"Source {source.name} has been silent for {source.silent} minutes.",
-                why=f"It had events in {source.busy} of the {source.watched} minutes before. {sure(p)} "
-                "Look at the vendor's webhook settings and at the door.",
-                p=p,
-            )
-        )
-    return found
 
 
 def expectation(bad_rest: int, rest: int, bad_own: int, own: int) -> tuple[float, float]:

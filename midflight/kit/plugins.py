@@ -23,7 +23,9 @@ class Registry:
     def names(self) -> list[str]:
         """Return the plugin names, sorted, read from the files that are there."""
         folder = importlib.import_module(self.package)
-        return sorted(m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != self.contract and not m.name.startswith("_"))
+        found = pkgutil.iter_modules(folder.__path__)
+        # A folder in the folder is a registry of its own, or none.
+        return sorted(m.name for m in found if m.name != self.contract and not m.name.startswith("_") and not m.ispkg)
 
     def module(self, name: str) -> ModuleType:
         if name not in self.names():

@@ -678,10 +678,11 @@ def create_app(config: Config, clock: Clock | None = None, timeline: Timeline | 
 
 def routers() -> list[APIRouter]:
     """Return every part of the API. The others import this module, and are joined here, when all are complete."""
-    from . import campaigning, people_api, rules_api, segments_api
+    from . import campaigning, connected, people_api, rules_api, segments_api
 
     parts = (campaigning, segments_api, rules_api)
-    return [reading, writing, people_api.reading, *(router for part in parts for router in (part.reading, part.sending)), everybody]
+    more = (people_api.reading, connected.reading, connected.writing)
+    return [reading, writing, *more, *(router for part in parts for router in (part.reading, part.sending)), everybody]
 
 
 def openapi() -> dict:

@@ -91,14 +91,14 @@ class Pulse:
             return
         first, self._unusual_minute = not self._unusual_minute, minute
         if first:
-            self._unusual = unusual_in(view, rows)
+            self._unusual = unusual_in(view, rows, self.store.path.parent)
         else:
             threading.Thread(target=self._judge_later, args=(rows,), daemon=True).start()
 
     def _judge_later(self, rows: list[dict]) -> None:
         try:
             with self.store.view() as view:
-                self._unusual = unusual_in(view, rows)
+                self._unusual = unusual_in(view, rows, self.store.path.parent)
         except (MidflightError, apsw.Error) as error:
             logger.warning("What is unusual could not be judged: %s", error)
 

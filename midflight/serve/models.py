@@ -159,6 +159,80 @@ class Sources(Closed):
     freshness: Freshness
 
 
+class Again(Closed):
+    """A range of time that is read once more. ``ended`` says how it ended, and is empty while it has not."""
+
+    why: str
+    since: str | None
+    until: str | None
+    ended: str
+
+
+class PollRow(Closed):
+    """``known_to``: all that happened before this has been read. ``state``: waiting, reading, good, not_now (asked again soon), not_allowed
+    (somebody has to look), unreadable, mistaken, or door (what was found waits for the door)."""
+
+    poll: str
+    kind: str
+    label: str
+    source: str
+    state: str
+    last_good: str | None
+    known_to: str | None
+    next: str | None
+    events: int
+    set_aside: int
+    set_aside_why: str
+    error: str
+    todo: str
+    again: list[Again]
+
+
+class Polls(Closed):
+    """``runs`` is false where no poller says how it stands."""
+
+    polls: list[PollRow]
+    runs: bool
+
+
+class Backfill(Closed):
+    """ISO 8601, or unix seconds; without ``until`` it is now."""
+
+    since: str = Field(min_length=1, max_length=40)
+    until: str | None = Field(default=None, max_length=40)
+
+
+class Backfilled(Closed):
+    """What will be read once more, in whole minutes."""
+
+    since: str | None
+    until: str | None
+
+
+class WayBackRow(Closed):
+    """``state``: waiting, writing, good, not_now, not_allowed, unreadable or mistaken, as of polls."""
+
+    way: str
+    kind: str
+    label: str
+    state: str
+    last_good: str | None
+    written: int
+    waiting: int
+    waiting_since: str | None
+    refused: int
+    refused_why: str
+    error: str
+    todo: str
+
+
+class WaysBack(Closed):
+    """``runs`` is false where no poller says how it stands."""
+
+    ways_back: list[WayBackRow]
+    runs: bool
+
+
 class Letter(Closed):
     position: int
     item: int

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from ..decide.unusual import Campaign, Group, SourceMinutes, Unusual, find
+from pathlib import Path
+
+from ..decide.unusual import Campaign, Group, Unusual, find
 from ..store.read import View, minute_us
+from .reconciling import standing
 
 recent_minutes = 15
 before_minutes = 6 * 60  # what a provider usually does; longer ago is another day
-silent_minutes_max = 24 * 60  # a source that has been silent for longer is not news
-watched_minutes = 60
 campaigns_max = 20
 
 
-def unusual_in(view: View, rows: list[dict]) -> list[Unusual]:
-    """Return what is unusual in these campaigns (rows of ``View.campaigns``) and in the sources. Only whole minutes are judged."""
+def unusual_in(view: View, rows: list[dict], folder: Path) -> list[Unusual]:
+    """Return what is unusual in these campaigns (rows of ``View.campaigns``), and what the poller misses of the sources. Only whole minutes
+    are judged."""
     last = view.now_us // minute_us - 1
-    return find([campaign_counts(view, row, last) for row in rows[:campaigns_max]], source_minutes(view, last))
+    return find([campaign_counts(view, row, last) for row in rows[:campaigns_max]], standing(folder, last))
 
 
 def campaign_counts(view: View, row: dict, last: int) -> Campaign:
@@ -48,15 +50,3 @@ def campaign_counts(view: View, row: dict, last: int) -> Campaign:
         delivered=row["sums"]["delivered"],
         complained=row["sums"]["complained"],
     )
-
-
-def source_minutes(view: View, last: int) -> list[SourceMinutes]:
-    """Return for each source how long it has been silent and how busy the hour before its last event was."""
-    out = []
-    for name in view.source_names():
-        last_event = view.last_event_us(name) // minute_us
-        if not last_event or last - last_event > silent_minutes_max:
-            continue
-        busy = sum(1 for _, _, events, _, _ in view.receipts(name, last_event - watched_minutes + 1, last_event) if events)
-        out.append(SourceMinutes(name=name, silent=max(0, last - last_event), busy=busy, watched=watched_minutes))
-    return out

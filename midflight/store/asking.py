@@ -1,5 +1,5 @@
 """What only the engine's memory knows, asked over a socket of the data folder: one person with the reasons of every membership, some
-members of a segment, and how many people a condition would hold of that is not in force.
+members of a segment or all of them page by page, how engaged some people are, and how many a condition would hold of that is not in force.
 
 The engine answers between two batches. Whoever asks waits for at most ``answer_s``, and goes on without an answer where no engine is.
 """
@@ -37,17 +37,21 @@ members_max = 500
 tried_max = 4_000  # people whom a condition is tried on
 tried_s_max = 1.5
 tried_at_once = 20  # people between two batches: whoever folds waits no longer than for these
+scores_max = 200
+page_max = 1_000
 backlog = 16
 
 
 class Question(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """About a ``person`` by the key of an address, about some members of a ``segment``, or about those of whom the condition ``where``
-    would hold."""
+    """About a ``person`` by the key of an address, about the ``scores`` of several, about members of a ``segment``: some of them, or those
+    ``after`` a number; or about those of whom the condition ``where`` would hold."""
 
     person: str = ""
+    scores: list[str] = []
     segment: str = ""
     where: dict = {}
     count: int = 20
+    after: int | None = None
 
 
 class Membership(msgspec.Struct, kw_only=True):
@@ -72,9 +76,18 @@ class Known(msgspec.Struct, kw_only=True):
 
 
 class Members(msgspec.Struct, kw_only=True):
-    """Some of the people in a segment, from all over it."""
+    """Some of the people in a segment, from all over it; or one page of them, and after which number the next one begins, -1 for none."""
 
     recipients: list[str]
+    after: int = -1
+    log_time_us: int = 0
+
+
+class Scores(msgspec.Struct, kw_only=True):
+    """How engaged people are; who is not known has no score."""
+
+    scores: dict[str, int]
+    log_time_us: int = 0
 
 
 class Tried(msgspec.Struct, kw_only=True):
@@ -135,27 +148,46 @@ class Answering:
                     # A question is nobody's need: a mistake in an answer must not end the engine.
                     logger.exception("a question could not be answered")
 
-    def answer(self, question: Question) -> Known | Members | Tried:
+    def answer(self, question: Question) -> Known | Members | Scores | Tried:
         """Return what a question asks for."""
         if question.where:
             return self._try(question.where, question.count)
         with self.lock:
-            return self._person(question.person) if question.person else self._members(question.segment, question.count)
+            if question.person:
+                return self._person(question.person)
+            if question.scores:
+                return self._scores(question.scores[:scores_max])
+            if question.after is not None:
+                return self._page(question.segment, question.after)
+            return self._members(question.segment, question.count)
+
+    def _explaining(self, recipient: str) -> Explaining | None:
+        folding, key = self.folding, hash_text(recipient)[0]
+        for shard in folding.shards:
+            if (person := person_of(shard, key)) is not None:
+                return Explaining(person, shard.log_time_us, lambda kind, name: folding.names.ids[kind].get(name, 0))
+        return None
+
+    def _scores(self, recipients: list[str]) -> Scores:
+        found = {recipient: self._explaining(recipient) for recipient in recipients}
+        return Scores(
+            scores={recipient: one.score()[0] for recipient, one in found.items() if one}, log_time_us=self._log_time_us()
+        )  # fmt: skip
+
+    def _log_time_us(self) -> int:
+        return max(shard.log_time_us for shard in self.folding.shards)
 
     def _person(self, recipient: str) -> Known:
-        folding, key = self.folding, hash_text(recipient)[0]
-        found = [(shard, one) for shard in folding.shards if (one := person_of(shard, key)) is not None]
-        if not found:
+        folding, explaining = self.folding, self._explaining(recipient)
+        if explaining is None:
             return Known(known=False)
-        ((shard, person),) = found
-        ids = folding.names.ids
-        explaining = Explaining(person, shard.log_time_us, lambda kind, name: ids[kind].get(name, 0))
+        person, ids = explaining.person, folding.names.ids
         score, reasons = explaining.score()
         happened = person.happened[-shown_max:]
         wanted = {one.campaign for one in happened if one.campaign}
         names = {number: name for name, number in ids["trait"].items()}
         return Known(
-            known=True, happened=happened, score=score, reasons=reasons, log_time_us=shard.log_time_us,
+            known=True, happened=happened, score=score, reasons=reasons, log_time_us=explaining.now_us,
             campaigns={number: name for name, number in ids["campaign"].items() if number in wanted},
             segments=[
                 Membership(segment=name, member=bool(person.member[place]), why=explaining.explain(self._whole(name)))
@@ -187,7 +219,8 @@ class Answering:
                     if self._holds(condition, shard, row):
                         found.append(row * shards_max + shard)
             tried = min(wanted, tried + tried_at_once)
-        return Tried(people=people, tried=tried, members=len(found), recipients=self._texts(found[: min(max(count, 0), members_max)]))
+        some = found[: min(max(count, 0), members_max)]
+        return Tried(people=people, tried=tried, members=len(found), recipients=sorted(self._recipients(some)))
 
     def _holds(self, condition, number: int, row: int) -> bool:
         shard, ids = self.folding.shards[number], self.folding.names.ids
@@ -204,12 +237,29 @@ class Answering:
             rows = shard.members(place)
             every = max(1, rows.size // max(1, count))
             numbers += (rows[::every][:count].astype(np.int64) * shards_max + number).tolist()
-        return Members(recipients=self._texts(numbers[:count]))
+        return Members(recipients=sorted(self._recipients(numbers[:count])))
 
-    def _texts(self, numbers: list[int]) -> list[str]:
+    def _page(self, segment: str, after: int) -> Members:
+        """Return members shard by shard in the order of their rows. Whoever comes in or goes meanwhile is in the moves."""
+        names = [name for name, _ in self.folding.asked.segments]
+        log_time_us = self._log_time_us()
+        if segment not in names:
+            return Members(recipients=[], log_time_us=log_time_us)
+        place = names.index(segment)
+        first, row = (after % shards_max, after // shards_max + 1) if after >= 0 else (0, 0)
+        for number in range(first, len(self.folding.shards)):
+            rows = self.folding.shards[number].members(place).astype(np.int64)
+            rows = rows[np.searchsorted(rows, row) :][:page_max]
+            if rows.size:
+                numbers = (rows * shards_max + number).tolist()
+                return Members(recipients=self._recipients(numbers), after=numbers[-1], log_time_us=log_time_us)
+            row = 0
+        return Members(recipients=[], log_time_us=log_time_us)
+
+    def _recipients(self, numbers: list[int]) -> list[str]:
         with closing(apsw.Connection(str(self.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)) as db:
             found = [db.execute("SELECT recipient FROM people WHERE number = ?", (number,)).fetchone() for number in numbers]
-        return sorted(row[0] for row in found if row)
+        return [row[0] for row in found if row]
 
 
 def _place(sizes: list[int], n: int) -> tuple[int, int]:
@@ -245,6 +295,16 @@ def members(folder: Path, segment: str, count: int = 20) -> list[str]:
 def tried(folder: Path, where: dict, count: int = 20) -> Tried:
     """Return of how many people a condition would hold. It has to be one that can be understood. Raises NoAnswer."""
     return msgspec.json.decode(_ask(folder, Question(where=where, count=count)), type=Tried)
+
+
+def page(folder: Path, segment: str, after: int = -1) -> Members:
+    """Return some members of a segment, those behind a number; the last page has none. Raises NoAnswer."""
+    return msgspec.json.decode(_ask(folder, Question(segment=segment, after=after)), type=Members)
+
+
+def scores(folder: Path, recipients: list[str]) -> Scores:
+    """Return how engaged some people are, at most ``scores_max`` of them. Raises NoAnswer."""
+    return msgspec.json.decode(_ask(folder, Question(scores=recipients)), type=Scores)
 
 
 def _ask(folder: Path, question: Question) -> bytes:

@@ -17,8 +17,8 @@ names. Without a file every setting has its default. `midflight init` writes one
 The file is checked strictly before anything starts: an unknown name, a wrong type or settings that contradict each other stop the
 start, with the path of the mistake (`$.retention.dedup_days`) and, for a misspelt name, the nearest known one.
 
-A value written `env:NAME` or `file:PATH` anywhere under `sources`, `channels` or `ways` is read from the environment or from a file,
-so that the configuration itself holds no secret.
+A value written `env:NAME` or `file:PATH` anywhere under `sources`, `channels`, `ways`, `polls` or `ways_back` is read from the
+environment or from a file, so that the configuration itself holds no secret.
 """
 
 SOURCES = """\

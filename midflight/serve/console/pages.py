@@ -20,9 +20,10 @@ from ...metrics.metric import formula
 from ...sources import REGISTRY as VENDORS
 from ...store.read import Query as Asked
 from ...store.read import View, add, all_metrics, delay_row, dimension_keys, iso, minute_us, window_of
-from .. import api, models, people_api, ruling
+from .. import api, connected, models, people_api, ruling
 from ..auth import Session
 from ..ordering import sent_here
+from ..reconciling import standing
 from ..shield import same_origin, session_of
 from . import pictures, words
 
@@ -409,6 +410,9 @@ def sources(
             older="/sources?" + urlencode(more) if following else None,
             replayed=int(replayed) if replayed.isdigit() and len(replayed) < 6 else None,
             vendors=len(VENDORS.names()),
+            missed=standing(site.config.folder, view.now_us // minute_us - 1),
+            polls=connected.polls_now(site.config, view.now_us),
+            ways_back=connected.ways_back_now(site.config, view.now_us),
             **since(view.now_us),
         )
 
