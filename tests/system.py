@@ -367,7 +367,7 @@ class Picture:
             "duplicates": sorted(receipts.items()),
             "drops": sorted(self.db.execute("SELECT * FROM drops")),
             "marks": sorted(self.db.execute("SELECT * FROM marks")),
-            **{name: sorted(self.db.execute(f"SELECT * FROM {name}")) for name in ("suppressions", "orders", "advised")},
+            **{name: sorted(self.db.execute(f"SELECT * FROM {name}")) for name in ("suppressions", "addresses", "orders", "advised")},
         }
 
     def _name(self, kind: str, number: int) -> str:

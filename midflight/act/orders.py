@@ -73,7 +73,16 @@ class Settle(Order, tag="settle"):
     end: Literal["sent", "planned"]
 
 
-AnyOrder = Add | Move | Pin | Drop | AddVariant | Test | Settle
+class Guard(Order, tag="guard"):
+    """Hold what goes to a provider, a domain or of a campaign (``kind`` and ``name``), try it with a few messages, or let all go. It is
+    about no campaign, so ``campaign`` is empty."""
+
+    kind: Literal["provider", "domain", "ip", "campaign"]
+    name: str
+    to: Literal["held", "probing", "normal"]
+
+
+AnyOrder = Add | Move | Pin | Drop | AddVariant | Test | Settle | Guard
 _decoder = msgspec.json.Decoder(AnyOrder)
 
 

@@ -16,13 +16,14 @@ import msgspec
 
 from ..kit.clock import Clock
 from ..kit.errors import MidflightError
-from ..stream.providers import PROVIDERS
+from ..stream.providers import PROVIDERS, providers_of
 from .audience import Recipient
 from .campaigns import Campaigns, Running
 from .carriers import Carrier
 from .channels.channel import Call, Message
 from .definition import Ready
 from .delivery import ALONE
+from .gates import Gates
 from .headers import headers_of
 from .language import RenderError
 from .outbox import PLANNED, REFUSED, SKIPPED, UNKNOWN, Planned, Result
@@ -35,6 +36,7 @@ queued_min, queued_max = 200, 2_000  # messages that wait for a connection of on
 hold_s_first, hold_s_max = 30.0, 900.0
 give_up_us = 24 * 3600 * 1_000_000  # after a campaign's hours: what could not be sent by then is stale
 cap_wait_us = 3600 * 1_000_000
+gate_wait_us = 30 * 1_000_000  # until a message to a domain that is held is looked at again
 day_us = 24 * 3600 * 1_000_000
 # Answers that say that our credentials are wrong, whoever the message is to.
 NOT_US = ("401", "403", "530", "534", "535", "538", "454")
@@ -226,6 +228,7 @@ class Sender:
         self.recipient_per_day, self.mailto = recipient_per_day, mailto
         self.followed = followed  # how many follow-ups recipients have got since a time
         self.lanes = {name: Lane(name, carrier, stops, begun, clock) for name, carrier in carriers.items()}
+        self.gates = Gates()  # what breakers let through; whoever guards fills it
         self._paces: dict[int, _Paces] = {}
         self._days: dict[int, tuple[int, int]] = {}  # campaign -> day of its warm-up, and how many went on it
 
@@ -258,9 +261,11 @@ class Sender:
         paces = self._paces.setdefault(now.id, _Paces(now, now_s))
         room = min(lane.pace.ready(now_s, lane.most - lane.waiting), self._left_today(now, now_us))
         room = paces.all.ready(now_s, room)
+        if gate := self.gates.campaigns.get(now.name):
+            room = gate.ready(now_s, room)
         if room <= 0:
             return []
-        if not paces.by_provider:
+        if not paces.by_provider and not self.gates.providers:
             return self.outbox.waiting(now.id, now_us, room)
         found: list[Planned] = []
         paces.turn += 1
@@ -269,6 +274,8 @@ class Sender:
             wanted = room - len(found)
             pace = paces.by_provider.get(provider)
             most = pace.ready(now_s, wanted) if pace else wanted
+            if gate := self.gates.providers.get(provider):
+                most = gate.ready(now_s, most)
             if most > 0:
                 found += self.outbox.waiting(now.id, now_us, most, provider)
         return found
@@ -289,6 +296,8 @@ class Sender:
         for item in planned:
             if item.provider in paces.by_provider:
                 paces.by_provider[item.provider].took(1)
+            for gate in self.gates.of(now.name, item.provider, item.recipient):
+                gate.took(1)
         if now.id in self._days:
             day, gone = self._days[now.id]
             self._days[now.id] = (day, gone + len(planned))
@@ -308,6 +317,10 @@ class Sender:
             elif often:
                 self.outbox.put_off(now.id, often, now_us + cap_wait_us)
             planned = [item for item in planned if item.recipient not in often]
+        barred = self.gates.barred([item.recipient for item in planned], self.clock.monotonic_s())
+        if barred:
+            self.outbox.put_off(now.id, barred, now_us + gate_wait_us)
+            planned = [item for item in planned if item.recipient not in barred]
         return planned
 
     def often(self, recipients: list[str], now_us: int, without: str = "") -> set[str]:
@@ -382,6 +395,17 @@ class Sender:
     def withdraw(self, campaign: int) -> None:
         """Take back what waits for a connection: it is planned again. What is under way goes on."""
         self._take_back(lambda job: job.campaign == campaign and not job.test)
+
+    def withdraw_gated(self) -> None:
+        """Take back what waits for a connection and goes through a gate: what may go is chosen anew."""
+        names = {now.id: now.name for now in self.campaigns.in_state("sending", "paused")}
+
+        def gated(job: Job) -> bool:
+            providers = providers_of(job.keys)
+            campaign = names.get(job.campaign, "")
+            return not job.test and any(self.gates.of(campaign, *pair) for pair in zip(providers, job.keys, strict=True))
+
+        self._take_back(gated)
 
     def look_again(self) -> None:
         """Take back what waits for a connection where one of its recipients must not be written to any more: who may be is asked anew."""

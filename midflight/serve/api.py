@@ -678,10 +678,10 @@ def create_app(config: Config, clock: Clock | None = None, timeline: Timeline | 
 
 def routers() -> list[APIRouter]:
     """Return every part of the API. The others import this module, and are joined here, when all are complete."""
-    from . import campaigning, connected, people_api, rules_api, segments_api
+    from . import campaigning, connected, delivering, people_api, rules_api, segments_api
 
     parts = (campaigning, segments_api, rules_api)
-    more = (people_api.reading, connected.reading, connected.writing)
+    more = (people_api.reading, connected.reading, connected.writing, delivering.reading, delivering.writing, delivering.sending)
     return [reading, writing, *more, *(router for part in parts for router in (part.reading, part.sending)), everybody]
 
 

@@ -41,6 +41,7 @@ from ..store.read import TooSlow
 from .automation import Automation, checked_ways
 from .guarding import Guarding
 from .obeying import Obeying, unsafe_links
+from .protecting import Protecting
 
 logger = logging.getLogger("midflight.conductor")
 
@@ -53,6 +54,7 @@ look_s = 2.0
 slots_s = 15.0
 unknown_s = 0.5
 advice_s = 1.0
+protect_s = 1.0
 learn_s = 3600.0
 past_max = 50  # campaigns that a new one learns from
 old_enough_us = 24 * 3600 * 1_000_000  # after its end most of what comes of a campaign has come
@@ -122,6 +124,7 @@ class Conductor:
         self.sender: Sender | None = None  # this and the next three from `run` on, because connections belong to a loop
         self.automation: Automation | None = None
         self.guarding: Guarding | None = None
+        self.protecting: Protecting | None = None
         self.obeying: Obeying | None = None
         self.ready: dict[int, tuple[Campaign, Ready]] = {}
         self.watches: dict[int, Watch] = {}
@@ -132,8 +135,8 @@ class Conductor:
         self.asked_at = 0  # the log's position at which who must not be written to was asked last
         self.unknown: set[str] = set()
         self.stopped_at: dict[str, int] = {}  # recipients on the stop list -> the log's end by which their record is in it
-        self._fresh, self._waves, self._unknown, self._advice, self._learn = (
-            Every(s, clock) for s in (fresh_s, waves_s, unknown_s, advice_s, learn_s)
+        self._fresh, self._waves, self._unknown, self._advice, self._learn, self._protect = (
+            Every(s, clock) for s in (fresh_s, waves_s, unknown_s, advice_s, learn_s, protect_s)
         )
 
     def close(self) -> None:
@@ -155,6 +158,7 @@ class Conductor:
             recipient_per_day=self.config.sending.recipient_per_day, mailto=self.config.sending.mailto,
         )  # fmt: skip
         self.guarding = Guarding(self.campaigns, self.numbers, self.sender)
+        self.protecting = Protecting(self.outbox, self.numbers, self.sender, self.clock, self.config.sending.speed)
         self.automation = Automation(
             self.config, self.ways, self.actions, self.campaigns, self.numbers, self.sender, self.links, self.stops, self.switch,
             self.clock, position=self.log.head, behind=self._behind, unsafe=unsafe_links(self.links.base_url), verify=self.verify,
@@ -164,7 +168,7 @@ class Conductor:
             logger.warning("%d actions that a former process left open go again, of %d nobody knows", again, unknown)
         self.obeying = Obeying(
             self.config, self.campaigns, self.numbers, self.sender, self.guarding, self.automation.applying, self._ready,
-            self.links.base_url, self.clock,
+            self.links.base_url, self.clock, self.protecting,
         )  # fmt: skip
         try:
             await self._barrier(stop)
@@ -202,6 +206,8 @@ class Conductor:
         if self._unknown.due():
             self._settle_unknown()
             self._forget_stops()
+        if self._protect.due():
+            self.protecting.look()
         waves = self._waves.due()
         for now in self.campaigns.in_state("scheduled", "sending"):
             if self.held(now):

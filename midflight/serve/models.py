@@ -540,6 +540,151 @@ class TestSend(Closed):
     recipient: str = Field(default="", max_length=320)
 
 
+class BreakerRow(Closed):
+    """One breaker: what it holds and why, since when, and what it waits for."""
+
+    kind: Literal["provider", "domain", "ip", "campaign"]
+    name: str
+    stage: Literal["normal", "held", "probing", "returning"]
+    since: str | None
+    until: str | None
+    text: str
+    waits: str
+    by_hand: bool
+    sent: int
+    answered: int
+    bounced: int
+    rate_usual: float
+    holds: int
+
+
+class BreakerLine(Closed):
+    at: str | None
+    kind: str
+    name: str
+    stage: str
+    who: str
+    text: str
+
+
+class SignRow(Closed):
+    """Who blocks us: a list of senders, or a provider itself; what it means, and what to do."""
+
+    sign: str
+    who: str
+    kind: str
+    about: str
+    what: str
+    advice: str
+    source: str
+    provider: str
+    count: int
+    first: str | None
+    last: str | None
+    said: str
+
+
+class CeilingRow(Closed):
+    """A provider's rate that is surely above its ceiling."""
+
+    kind: str
+    name: str
+    what: str
+    days: int
+    happened: int
+    of: int
+    ceiling: float
+    evidence: float
+    needed: float
+    text: str
+
+
+class ProviderHour(Closed):
+    provider: str
+    hour: str | None
+    delivered: int
+    bounced: int
+
+
+class ProviderWeek(Closed):
+    provider: str
+    week: str | None
+    delivered: int
+    bounced: int
+    blocked: int
+    complained: int
+    unsubscribed: int
+    opened: int
+
+
+class Deliverability(Closed):
+    breakers: list[BreakerRow]
+    log: list[BreakerLine]
+    signs: list[SignRow]
+    ceilings: list[CeilingRow]
+    by_hour: list[ProviderHour]
+    by_week: list[ProviderWeek]
+    suppressed: dict[str, int]
+    freshness: Freshness
+
+
+class AnswerRow(Closed):
+    """One bounce that spoke against an address."""
+
+    kind: str
+    at: str | None
+    confidence: float
+    because: str
+
+
+class SuppressionRow(Closed):
+    """One reason why somebody is not written to. ``until`` is null where it is for good."""
+
+    recipient: str
+    status: str
+    reason: str
+    since: str | None
+    until: str | None
+    evidence: str
+    ends: str
+    provider: str
+    answers: list[AnswerRow]
+
+
+class Suppressions(Closed):
+    suppressions: list[SuppressionRow]
+    next: str | None
+    counts: dict[str, int]
+
+
+class Explained(Closed):
+    recipient: str
+    written_to: bool
+    reasons: list[SuppressionRow]
+
+
+class Addresses(Closed):
+    addresses: list[str] = Field(max_length=10_000)
+    why: str = Why
+
+
+class Taken(Closed):
+    """How many addresses were taken, and how many were none, with some of these."""
+
+    taken: int
+    left_out: int
+    examples: list[str]
+
+
+class GuardMove(Closed):
+    """What to do with a breaker."""
+
+    kind: Literal["provider", "domain", "campaign"]
+    name: str = Field(min_length=1, max_length=200)
+    to: Literal["held", "probing", "normal"]
+    why: str = Why
+
+
 class Health(Closed):
     ok: bool
     version: str

@@ -14,7 +14,7 @@ from ..act.audience import read_audience
 from ..act.campaigns import Campaigns, NotNow, Running, check_move, in_waves
 from ..act.definition import BadCampaign, Ready, Variant, campaign_of, check_columns
 from ..act.lists import place_of
-from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Move, Pin, Settle, Test, do_of, order_of
+from ..act.orders import Add, AddVariant, AnyOrder, BadOrder, Drop, Guard, Move, Pin, Settle, Test, do_of, order_of
 from ..act.outbox import Planned
 from ..act.push_subscriptions import PushSubscriptions
 from ..act.rule_orders import AnyRuleOrder, Applying
@@ -31,6 +31,7 @@ from ..kit.clock import Clock
 from ..kit.errors import MidflightError, NotFound
 from ..store.experiment import Numbers
 from .guarding import Guarding
+from .protecting import Protecting
 
 logger = logging.getLogger("midflight.conductor")
 
@@ -49,11 +50,12 @@ class Obeying:
 
     def __init__(
         self, config: Config, campaigns: Campaigns, numbers: Numbers, sender: Sender, guarding: Guarding, rules: Applying,
-        ready: Callable[[Running], Ready], base_url: str, clock: Clock,
+        ready: Callable[[Running], Ready], base_url: str, clock: Clock, protecting: Protecting | None = None,
     ) -> None:  # fmt: skip
         self.config, self.campaigns, self.numbers, self.sender = config, campaigns, numbers, sender
         self.site, self.browsers = SiteMessages(campaigns.db), PushSubscriptions(campaigns.db)
         self.guarding, self.rules, self.ready, self.base_url, self.clock = guarding, rules, ready, base_url, clock
+        self.protecting = protecting
         self.loading: asyncio.Task | None = None  # reads the list of a draft
         self.position = campaigns.orders_position()  # of the last order that was looked at
         self.waiting: list[tuple[int, AnyOrder]] = []  # for a list, or for an order of their campaign that does, in the log's order
@@ -161,6 +163,10 @@ class Obeying:
 
     def _do(self, order: AnyOrder) -> None:
         now_us = self.clock.now_us()
+        if isinstance(order, Guard):
+            assert self.protecting is not None, "a conductor that obeys protects"
+            self.protecting.by_hand(order, now_us)
+            return
         now = self.campaigns.named(order.campaign)
         if isinstance(order, Move):
             self._move(now, order, now_us)

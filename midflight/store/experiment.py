@@ -12,6 +12,7 @@ from ..decide.delays import BUCKETS
 from ..decide.guardrails import Counts
 from ..kit.clock import Clock
 from ..stream.measures import DELAY_EDGES_S, DELAYS
+from .listing import Answered, answers
 from .read import Store, TooSlow, View
 
 # What counts as a response, by goal: the kind of delay by which its age is known, and the measures of all and of people's alone.
@@ -25,6 +26,12 @@ RESPONSES = {
 _MIDDLES_S = np.sqrt(np.array([0.5, *DELAY_EDGES_S]) * np.array([*DELAY_EDGES_S, 2 * DELAY_EDGES_S[-1]]))
 machine_bucket = 12  # where responses by machines are put: within minutes, as most of them come
 orders_max = 100  # at a time
+# Who of these must not be written to, and why: for a time where it is about the address, else for good.
+SUPPRESSED = """
+SELECT recipient, reason FROM addresses
+WHERE recipient IN (SELECT value FROM json_each(:asked)) AND status <> 'fine' AND until_us > :now_us
+UNION ALL SELECT recipient, why FROM suppressions WHERE recipient IN (SELECT value FROM json_each(:asked))
+"""
 _COUNTED = ("delivered", "bounced_hard", "bounced_soft", "bounced_block", "complained", "unsubscribed")
 
 
@@ -70,9 +77,7 @@ class Numbers:
         asked = msgspec.json.encode(list(recipients)).decode()
         with self.store.view() as view:
             self._reach(view)
-            return dict(
-                view.db.execute("SELECT recipient, why FROM suppressions WHERE recipient IN (SELECT value FROM json_each(?))", (asked,))
-            )
+            return dict(view.db.execute(SUPPRESSED, {"asked": asked, "now_us": view.log_time_us}))
 
     def responses(
         self, campaign: str, variants: list[str], waves: list[str], goal: str, sent_at_s: list[float], speed: float = 1.0
@@ -138,6 +143,11 @@ class Numbers:
                         delivered=delivered, bounced=hard + soft + block, complained=complained, unsubscribed=unsubscribed
                     )  # fmt: skip
         return found
+
+    def answers(self, since_us: int) -> tuple[int, list[Answered]]:
+        """Return the log's time, and whoever answered for messages since a time, with his sums since the store was made."""
+        with self.store.view() as view:
+            return view.log_time_us, answers(view, since_us)
 
     def advised(self, campaign: str) -> dict[tuple[int, str], int]:
         """Return how many recipients the advisor gave each variant, by wave."""

@@ -20,6 +20,7 @@ from ..stream.program import Program
 from ..stream.shard import Effects, Shard
 from ..stream.tables import NEVER, NIL
 from ..stream.watching import FIRED, TIMER, TOLD
+from .suspecting import SOURCE as LISTS
 
 shards_max = 64
 
@@ -90,12 +91,13 @@ class Folding:
         return [name for (name, _), was in zip(self.asked.segments, segments, strict=True) if was < 0], told
 
     def parts_of(self, records: list[Record]) -> Iterator[list[Record]]:
-        """Yield records in parts that end with a definition, so that it holds from its place in the log on and not from that of a batch;
-        and with a minute of the log, where anything looks at numbers by the minute. Before a part `turn` has to be called."""
+        """Yield records in parts that end with a definition or a list of addresses, so that it holds from its place in the log on and not
+        from that of a batch; and with a minute of the log, where anything looks at numbers by the minute. Before a part `turn` has to be
+        called."""
         start = 0
         for end, record in enumerate(records, 1):
             turns = self.gauges and end < len(records) and records[end].at_us // MINUTE_US != record.at_us // MINUTE_US
-            if turns or is_definition(record):
+            if turns or is_definition(record) or is_list(record):
                 yield records[start:end]
                 start = end
         if start < len(records):
@@ -122,6 +124,10 @@ class Folding:
 
 def is_definition(record: Record) -> bool:
     return record.kind == "definition" and record.source == SOURCE
+
+
+def is_list(record: Record) -> bool:
+    return record.kind == "definition" and record.source == LISTS
 
 
 def firing_id(rule: str, version: int, recipient: str, cause: int) -> str:

@@ -34,10 +34,11 @@ from ..stream.parsed import Dead
 from ..stream.shard import Effects, Shard
 from ..stream.tables import ready_bytes
 from .asking import Answering
-from .folding import Folding, is_definition, load_sources
+from .folding import Folding, is_definition, is_list, load_sources
 from .recent import Recent
 from .schema import ENDED, VERSION
 from .snapshots import Header, Snapshots
+from .suspecting import Suspecting
 from .write import DAMAGE, Changes, StoreWriter, is_damage, set_aside
 
 logger = logging.getLogger("midflight.engine")
@@ -110,6 +111,7 @@ class Engine(Folding):
         self._make_ready()
         self.recent = Recent()
         self.changes = Changes()
+        self.suspecting = Suspecting(self.store.db)
         self.folding = threading.Lock()  # held while memory changes
         self._received: list[np.ndarray] = []  # when the records whose changes are not committed came in
         self.careful = Careful(self.folder / "engine.trying", self.committed)
@@ -218,6 +220,8 @@ class Engine(Folding):
         for part in self.parts_of(records):
             self._tell(self.turn(part[0].at_us))
             self._fold_part(part)
+            if is_list(part[-1]):
+                self.suspecting.obey(part[-1])
             if is_definition(part[-1]) and (defined := self.define(part[-1])):
                 fresh, told = defined
                 self.changes.redefine(self.asked, fresh, self.definitions.snapshot())
@@ -234,6 +238,7 @@ class Engine(Folding):
             folded_us = max(self._log_time_us, *(shard.log_time_us for shard in self.shards))
             effects = self.apply(prepared, self.recent.wanted_from_us(self.clock.now_us(), prepared.log_time_us, folded_us))
             self.changes.add(prepared, effects, conflict_letters(prepared, effects, records), self.asked)
+            self.suspecting.hear(prepared, effects)
         self._received.append(np.array([record.at_us for record in records if record.kind != "tick"], np.int64))
         self.position = prepared.next_position
 
@@ -244,7 +249,7 @@ class Engine(Folding):
         try:
             crash_point("before_commit")
             with uncollected():
-                self.store.commit(self.changes, self.names, self.recent)
+                self.store.commit(self.changes, self.names, self.recent, self.suspecting)
             crash_point("after_commit")
             self.committed, self.changes = self.position, Changes()
             self.careful.went_well()

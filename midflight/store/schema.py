@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..stream.measures import MEASURES
 
-VERSION = 5
+VERSION = 6
 ENDED = "ended_the_engine"  # why a record is a dead letter that was never read
 
 _KEY = "campaign INTEGER, minute INTEGER, variant INTEGER, wave INTEGER, provider INTEGER, source INTEGER, segment INTEGER"
@@ -54,9 +54,27 @@ CREATE TABLE IF NOT EXISTS campaigns (campaign INTEGER PRIMARY KEY, first_minute
 CREATE TABLE IF NOT EXISTS clickers (campaign INTEGER, message INTEGER, recipient TEXT, variant INTEGER, wave INTEGER,
     clicked_at_us INTEGER, converted_at_us INTEGER, PRIMARY KEY (campaign, clicked_at_us, message)) WITHOUT ROWID;
 
--- Who must not be written to: the last thing that was said about it, in log order. why: unsubscribed, complained, bounced. A complaint and
--- a dead address stay; who subscribes again after unsubscribing is taken out.
+-- Who must not be written to, whatever his address: the last thing that was said about it, in log order. why: unsubscribed, complained, or
+-- bounced, which only former versions wrote. A complaint stays; who subscribes again after unsubscribing is taken out.
 CREATE TABLE IF NOT EXISTS suppressions (recipient TEXT PRIMARY KEY, why TEXT NOT NULL, at_us INTEGER NOT NULL) WITHOUT ROWID;
+
+-- Addresses of which something was said that speaks against them; see suspecting.py. One that is not `fine` must not be written to until
+-- `until_us`. provider: the mailbox provider, or the address's own domain. state: JSON. Trimmed by log time.
+CREATE TABLE IF NOT EXISTS addresses (recipient TEXT PRIMARY KEY, provider TEXT NOT NULL, status TEXT NOT NULL, since_us INTEGER NOT NULL,
+    until_us INTEGER NOT NULL, last_us INTEGER NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS addresses_of ON addresses (provider, last_us);
+CREATE INDEX IF NOT EXISTS addresses_since ON addresses (status, since_us);
+CREATE INDEX IF NOT EXISTS addresses_last ON addresses (last_us);
+
+-- How many messages were answered for (delivered or bounced), and how many bounced and were blocked, since the store was made. kind: pair
+-- (number of campaign / of provider), domain, ip. Domains of mailbox providers count there; others, and IPs, from their first bounce on.
+-- last_us: log time. Outside of what a replay has to reproduce.
+CREATE TABLE IF NOT EXISTS answers (kind TEXT, name TEXT, answered INTEGER NOT NULL, bounced INTEGER NOT NULL, blocked INTEGER NOT NULL,
+    last_us INTEGER NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS answers_last ON answers (last_us);
+-- Who blocks us, by the words of bounces: see decide/signs.py. hour: of log time, in hours since 1970; said: one of the texts. Trimmed.
+CREATE TABLE IF NOT EXISTS signs (hour INTEGER, sign TEXT, provider TEXT, n INTEGER NOT NULL, last_us INTEGER NOT NULL, said TEXT NOT NULL,
+    PRIMARY KEY (hour, sign, provider)) WITHOUT ROWID;
 
 -- What people asked for, as records of the log, for whoever has to do it: see act/orders.py.
 CREATE TABLE IF NOT EXISTS orders (position INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, body BLOB NOT NULL);

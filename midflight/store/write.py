@@ -17,7 +17,7 @@ import apsw.sqlite_extra
 import msgspec
 import numpy as np
 
-from ..events import BOUNCE_CLASSES, KINDS
+from ..events import KINDS
 from ..log.record import Record
 from ..stream.edge import Prepared
 from ..stream.hashing import mix
@@ -31,6 +31,8 @@ from . import moves
 from .folding import Asked, firing_id, shards_max
 from .recent import Recent
 from .schema import SCHEMA, VERSION
+from .suspecting import SOURCE as LISTS
+from .suspecting import Suspecting
 
 logger = logging.getLogger("midflight.engine")
 _KEY = ("campaign", "minute", "variant", "wave", "provider", "source", "segment")
@@ -38,10 +40,12 @@ _HOUR_KEY = ("campaign", "hour", *_KEY[2:])
 _SECOND_KEY = ("campaign", "second", *_KEY[2:])
 _DERIVED = (
     "meta", "names", "cells", "hours", "delays", "hour_delays", "recent", "recent_delays", "campaigns", "clickers", "dead", "receipts",
-    "drops", "freshness", "marks", "suppressions", "orders", "advised", "people", "segments", "moves", "flows", "firings",
+    "drops", "freshness", "marks", "suppressions", "addresses", "answers", "signs", "orders", "advised", "people", "segments", "moves",
+    "flows", "firings",
+    "firings",
 )  # fmt: skip
 # Who must not be written to, and who was told what, outlives the records that said so.
-NEVER_LOST = ("suppressions", "advised")
+NEVER_LOST = ("suppressions", "addresses", "advised")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 told_kept_us = 40 * 86_400_000_000  # moves and firings, by log time
 flows_kept_us = 400 * 86_400_000_000
@@ -81,8 +85,8 @@ _RECEIPT = (
 )
 
 
-_BOUNCED, _HARD, _SUBSCRIBED = KINDS.index("bounced"), BOUNCE_CLASSES.index("hard"), KINDS.index("subscribed")
-_WHY = {KINDS.index(name): name if name != "subscribed" else "" for name in ("unsubscribed", "complained", "bounced", "subscribed")}
+_SUBSCRIBED = KINDS.index("subscribed")
+_WHY = {KINDS.index(name): name if name != "subscribed" else "" for name in ("unsubscribed", "complained", "subscribed")}
 _SUPPRESSING = np.isin(np.arange(256), list(_WHY))
 
 
@@ -171,9 +175,9 @@ class Changes:
             self.told.append(Told(shard, told, asked))
 
     def suppress(self, prepared: Prepared, effects: list[Effects]) -> None:
-        """Note who asked for no more, complained, or has no mailbox; and who subscribed again, later than he asked for no more."""
+        """Note who asked for no more or complained; and who subscribed again, later than he asked for no more."""
         kind, batch = prepared.batch.kind, prepared.batch
-        found = _SUPPRESSING[kind] & ((kind != _BOUNCED) | (batch.bounce == _HARD))
+        found = _SUPPRESSING[kind]
         if not found.any():
             return
         # A repetition takes back nothing, nor a contradiction. Who leaves is always heard: within a minute somebody may do so twice.
@@ -186,7 +190,7 @@ class Changes:
                 continue
             why, at_us = _WHY[int(kind[row])], int(batch.at_us[row])
             before, before_us = self.suppressions.get(recipient, ("", -1))
-            # Somebody who subscribes again is not therefore reachable again, and has not withdrawn a complaint.
+            # Somebody who subscribes again has not withdrawn a complaint.
             if why not in ("", "unsubscribed") or before in ("", "unsubscribed"):
                 if why == before:
                     at_us = max(at_us, before_us)
@@ -194,6 +198,8 @@ class Changes:
                     self.suppressions[recipient] = (why, at_us)
 
     def _asked(self, record: Record) -> None:
+        if record.kind == "definition" and record.source == LISTS:
+            return
         if record.kind == "definition":
             self.orders.append((record.position, record.at_us, record.body))
             return
@@ -303,7 +309,7 @@ class StoreWriter:
 
     # -- one commit ----------------------------------------------------------------------------------------------------------
 
-    def commit(self, changes: Changes, names: Names, recent: Recent | None = None) -> None:
+    def commit(self, changes: Changes, names: Names, recent: Recent | None = None, suspecting: Suspecting | None = None) -> None:
         """Write what some batches changed, with the position behind them."""
         with self.db:
             if names.new:
@@ -317,6 +323,8 @@ class StoreWriter:
             self._dead(changes)
             self._asked(changes)
             self._people(changes)
+            if suspecting is not None:
+                suspecting.write(changes.log_time_us)
             self._meta({"position": changes.next_position, "log_time_us": changes.log_time_us})
         names.new.clear()
 

@@ -8,24 +8,26 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import Attribute
-from ..events import AGENTS
+from ..events import AGENTS, Event
+from ..kit.errors import MidflightError
 from ..log.record import Record
-from ..sources.source import Source
+from ..sources.source import Source, decode_json
 from .agents import HUMAN, MACHINE, agent_of_user_agent
 from .batch import Batch, Given
 from .fold import DAY_US, SURE
 from .hashing import hash_text
 from .interning import HashIds
 from .names import Names
-from .parsed import K_CLICKED, K_OPENED, Dead, ParsedRows
+from .parsed import K_CLICKED, K_OPENED, MISTAKES, Dead, ParsedRows, request_of
 from .people import People
-from .scan import T_CAMPAIGN, T_RECIPIENT, T_USER_AGENT, T_VARIANT, T_WAVE, Keys, Scanned, keys_of, new_scanned, scan, spare_bytes
+from .scan import T_CAMPAIGN, T_OBJECT, T_RECIPIENT, T_USER_AGENT, T_VARIANT, T_WAVE, Keys, Scanned, keys_of, new_scanned, scan, spare_bytes
 
 future_us_max = 5 * 60 * 1_000_000  # a vendor's clock that is ahead of ours by more is told
 year_2000_us = 946_684_800_000_000
 user_agents_max = 50_000  # verdicts that are kept
 AS_SCANNED = (
     "item", "id_hi", "id_lo", "rcpt", "provider", "msg", "kind", "url", "user_agent", "scanner", "bounce", "campaign", "variant", "wave",
+    "domain", "ip",
 )  # fmt: skip
 
 
@@ -38,6 +40,9 @@ class Prepared(NamedTuple):
     received: np.ndarray  # int64 us, when the row's record came in
     recipients: Callable[[np.ndarray], list[str]]  # the keys of these rows' recipients, as text
     source: Callable[[int], str]  # the name of a row's source
+    event: Callable[[int], Event | None]  # a row as its vendor's `parse` reads it, for the few rows whose words matter
+    domain: np.ndarray  # uint64 per row, hash of the domain of the recipient's address
+    ip: np.ndarray  # uint64 per row, hash of the sending IP of deliveries and bounces; 0 = not known
     dead: list[Dead]
     replayed: list[tuple[int, int, bool]]  # (position, item, could be read now) of dead letters that were tried again
     asked: list[Record]  # definitions and the advisor's decisions
@@ -221,6 +226,19 @@ class _Assembly:
             return [buffer[start:end].decode().lower() for start, end in spans]
         return [self.flat.text(row, T_RECIPIENT).lower() if row < used else keys[row - used] for row in before.tolist()]
 
+    def _event(self, row: int) -> Event | None:
+        """Return the event of a row with all its words; None where the vendor's own code cannot read what was scanned."""
+        scanned, number = self._from(row)
+        if not scanned:
+            return self.parsed.events[number]
+        record = self.records[int(self.flat.number[number])]
+        try:
+            item = decode_json(self.flat.text(number, T_OBJECT).encode())
+            found = self.edge.sources[record.source].read([item], request_of(record))
+        except (MidflightError, *MISTAKES):
+            return None
+        return found[0] if found else None
+
     def _row(self, parsed_row: int) -> int:
         """Return where a parsed row stands in the batch."""
         return parsed_row if self.place is None else int(self.place[self.flat.used + parsed_row])
@@ -236,6 +254,9 @@ class _Assembly:
             received=columns["received"],
             recipients=self._recipients,
             source=lambda row: names[int(columns["source"][row])],
+            event=self._event,
+            domain=columns["domain"],
+            ip=columns["ip"],
             dead=self.parsed.dead,
             replayed=self.parsed.replayed,
             asked=self.parsed.asked,

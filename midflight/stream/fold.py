@@ -13,6 +13,7 @@ from numba import njit
 from ..events import KINDS
 from ..kit.compiled import entry, inner
 from .agents import HUMAN, MACHINE, PROXIED, burst_urls_min, burst_us, too_soon_us
+from .alive import note_life
 from .facts import CLICK, OPEN, counts, measure_of_bounce, measure_of_kind
 from .hashing import ahead, near, nearer, prefetch
 from .measures import DELAY_EDGES_S, MEASURE
@@ -384,6 +385,7 @@ def find_recipients(slots, recipients, used, rcpt, provider, result, rows):
                 recipients[row].conversions = NIL
                 recipients[row].traits = NIL
                 recipients[row].provider = provider[i]
+                recipients[row].alive = recipients[row].reached = np.uint32(0)
                 break
             if tag_of(word) == tag and recipients[row].key == rcpt[i]:
                 break
@@ -757,12 +759,13 @@ def _fold_row(cells, state, batch, i, r, m, window_us):
 
 
 @entry
-def fold(cells, state, known, program, told, scratch, batch, result, rcpt_row, msg_row, window_us, start):
+def fold(cells, state, known, program, told, scratch, batch, result, rcpt_row, msg_row, alive, window_us, start):
     """Fold the rows of a batch from `start` on; return the row that found no room in `cells`, ~row for no room in `told`, or the number of
     rows.
 
     ``cells.touched`` collects messages whose first human click or conversion may have changed; the caller reads their final state.
-    ``told`` collects what segments and rules make of each row, and of the time before it.
+    ``told`` collects what segments and rules make of each row, and of the time before it. ``alive`` says of deliveries and bounces when the
+    person was last known to be there.
     """
     kinds, messages = batch.kind, state.messages
     given = batch.given
@@ -799,6 +802,7 @@ def fold(cells, state, known, program, told, scratch, batch, result, rcpt_row, m
         done = _fold_row(cells, state, batch, i, r, m, window_us)
         if done == NO_ROOM:
             return i
+        note_life(state.recipients, r, kinds[i], batch.agent[i], batch.at_us[i], alive, i)
         changed = False
         if m == NIL and state.recipients[r].key != 0:
             kind = kinds[i]

@@ -25,6 +25,7 @@ K_OPENED, K_CLICKED, K_CONVERTED, K_IDENTIFIED, K_TRACKED, K_PAGED = (
     _KIND[kind] for kind in ("opened", "clicked", "converted", "identified", "tracked", "paged")
 )
 
+ANSWERS = (_KIND["delivered"], _KIND["bounced"])
 ABOUT_MESSAGES = frozenset(KINDS) - {"unknown", "inbound", "converted", "identified", "paged", "tracked"}
 
 # Records of our own that are no events: what people ask for, and what the advisor told.
@@ -231,6 +232,8 @@ class ParsedRows:
             campaign=hash_texts([event.campaign for event in events])[:, 0],
             variant=hash_texts([event.variant for event in events])[:, 0],
             wave=hash_texts([event.wave for event in events])[:, 0],
+            domain=hash_texts([key[key.rfind("@") + 1 :] if "@" in key else "" for key in self.recipient])[:, 0],
+            ip=hash_texts([event.ip if kind in ANSWERS else "" for event, kind in zip(events, kinds, strict=True)])[:, 0],
         )
 
 

@@ -29,7 +29,7 @@ ROLES = (
 # Types of values.
 ABSENT, TEXT, ODD_TEXT, NUMBER, TRUE, FALSE, NULL, NESTED = range(8)
 
-K_BOUNCED, K_OPENED = KINDS.index("bounced"), KINDS.index("opened")
+K_BOUNCED, K_OPENED, K_DELIVERED = KINDS.index("bounced"), KINDS.index("opened"), KINDS.index("delivered")
 HARD, BLOCK = BOUNCE_CLASSES.index("hard"), BOUNCE_CLASSES.index("block")
 address_bytes_max = 320
 depth_max = 30
@@ -70,10 +70,12 @@ class Scanned(NamedTuple):
     campaign: np.ndarray  # uint64 hashes, 0 = none
     variant: np.ndarray
     wave: np.ndarray
-    text: np.ndarray  # int64 [n, 5, 2]: recipient, user agent, campaign, variant, wave
+    domain: np.ndarray  # uint64 hash of the address's domain
+    ip: np.ndarray  # uint64 hash of the sending IP, of deliveries and bounces; 0 = none
+    text: np.ndarray  # int64 [n, 6, 2]: recipient, user agent, campaign, variant, wave, the whole object
 
 
-T_RECIPIENT, T_USER_AGENT, T_CAMPAIGN, T_VARIANT, T_WAVE = range(5)
+T_RECIPIENT, T_USER_AGENT, T_CAMPAIGN, T_VARIANT, T_WAVE, T_OBJECT = range(6)
 
 
 def text_hash(word: str) -> np.uint64:
@@ -169,9 +171,9 @@ def new_scanned(rows: int) -> Scanned:
     dtypes = dict(
         record=np.int64, item=np.int64, id_hi=np.uint64, id_lo=np.uint64, rcpt=np.uint64, provider=np.uint16, msg=np.uint64, kind=np.uint8,
         at_s=np.int64, url=np.uint64, user_agent=np.uint64, machine=np.uint8, scanner=np.uint8, bounce=np.uint8, campaign=np.uint64,
-        variant=np.uint64, wave=np.uint64,
+        variant=np.uint64, wave=np.uint64, domain=np.uint64, ip=np.uint64,
     )  # fmt: skip
-    return Scanned(**{name: np.empty(rows, dtype) for name, dtype in dtypes.items()}, text=np.empty((rows, 5, 2), np.int64))
+    return Scanned(**{name: np.empty(rows, dtype) for name, dtype in dtypes.items()}, text=np.empty((rows, 6, 2), np.int64))
 
 
 @inner
@@ -501,7 +503,8 @@ def _row(buf, keys, work, out, row):
         return False
     out.id_hi[row], out.id_lo[row] = _hash_range(buf, place[EVENT_ID, 0], place[EVENT_ID, 1])
     out.rcpt[row] = _hash_range(lower, 0, size)[0]
-    out.provider[row] = _provider(_hash_range(lower, mark + 1, size)[0])
+    out.domain[row] = _hash_range(lower, mark + 1, size)[0]
+    out.provider[row] = _provider(out.domain[row])
     out.msg[row] = _hash_range(buf, place[MESSAGE_ID, 0], id_end)[0]
     word = _hash_range(buf, place[KIND, 0], place[KIND, 1])[0]
     known = _find(keys.kind_word, word)
@@ -512,6 +515,9 @@ def _row(buf, keys, work, out, row):
     out.user_agent[row] = _hash_range(buf, place[USER_AGENT, 0], place[USER_AGENT, 1])[0] if types[USER_AGENT] == TEXT else np.uint64(0)
     out.machine[row] = kind == K_OPENED and types[MACHINE] == TRUE
     out.scanner[row] = types[IP] == TEXT and _scanner_network(buf, place[IP, 0], place[IP, 1])
+    out.ip[row] = np.uint64(0)
+    if (kind == K_DELIVERED or kind == K_BOUNCED) and types[IP] == TEXT:
+        out.ip[row] = _hash_range(buf, place[IP, 0], place[IP, 1])[0]
     out.bounce[row] = 0
     if kind == K_BOUNCED:
         blocked = word == keys.blocked
@@ -600,9 +606,11 @@ def _scan(buf, starts, ends, keys, out, rows_before, counts, work):
                 if row == out.kind.size:
                     counts[i] = -2
                     return first
+                begins = at
                 at = _object(buf, at, end, keys, work)
                 fine = at >= 0 and _row(buf, keys, work, out, row)
                 if fine:
+                    out.text[row, T_OBJECT, 0], out.text[row, T_OBJECT, 1] = begins, at
                     out.record[row] = i
                     out.item[row] = row - first
                     row += 1

@@ -10,6 +10,7 @@ import numpy as np
 from . import fold as folding
 from . import seen as seeing
 from . import watching
+from .alive import is_answer
 from .batch import Batch
 from .ordered import new_table
 from .program import Program, atoms_before, compiled
@@ -31,7 +32,7 @@ from .tables import (
     with_room,
 )
 
-VERSION = 5
+VERSION = 6
 told_min = 4096
 
 
@@ -60,6 +61,8 @@ class Effects(NamedTuple):
     new_person: np.ndarray  # int32, numbers of recipients who are new here
     new_row: np.ndarray  # int64, a row of the batch about each
     told: np.ndarray  # watching.TOLD, in log order: who entered and left segments, and what rules waited for; rows of the whole batch
+    answered: np.ndarray  # int64, rows of the batch that are new deliveries and bounces, in log order
+    answered_alive: np.ndarray  # uint32, the minute since 1970 in which the person of each was last known to be there before it, or 0
 
 
 class Shard:
@@ -98,8 +101,9 @@ class Shard:
         message = np.empty(rows, np.int32)
         folding.find_messages(state, batch.msg, batch.source, batch.kind, result, recipient, message)
         cells = new_cells(recent_from_us)
+        alive = np.zeros(rows, np.uint32)
         row = 0
-        while (row := self._fold(cells, batch, result, recipient, message, row)) < rows:
+        while (row := self._fold(cells, batch, result, recipient, message, alive, row)) < rows:
             if row < 0:
                 row = ~row
                 self._more_room()
@@ -108,11 +112,14 @@ class Shard:
         self._let_pass(self.log_time_us)
         new = np.flatnonzero(recipient >= people)
         new_person, first = np.unique(recipient[new], return_index=True)
-        return self._effects(batch, result, cells, new_person, batch.row[new[first]])
+        answered = np.flatnonzero((result == seeing.FOLDED) & is_answer[batch.kind])
+        return self._effects(batch, result, cells, new_person, batch.row[new[first]], answered, alive)
 
-    def _fold(self, cells: Cells, batch: Batch, result: np.ndarray, recipient: np.ndarray, message: np.ndarray, row: int) -> int:
+    def _fold(
+        self, cells, batch: Batch, result: np.ndarray, recipient: np.ndarray, message: np.ndarray, alive: np.ndarray, row: int
+    ) -> int:
         return folding.fold(
-            cells, self.state, self.known, self.program, self._told, self._scratch, batch, result, recipient, message,
+            cells, self.state, self.known, self.program, self._told, self._scratch, batch, result, recipient, message, alive,
             self.click_window_us, row,
         )  # fmt: skip
 
@@ -242,7 +249,10 @@ class Shard:
         out["asked_bytes"] = watching.used_bytes(self.known, out["recipients"])
         return out
 
-    def _effects(self, batch: Batch, result: np.ndarray, cells: Cells, new_person: np.ndarray, new_row: np.ndarray) -> Effects:
+    def _effects(
+        self, batch: Batch, result: np.ndarray, cells: Cells, new_person: np.ndarray, new_row: np.ndarray, answered: np.ndarray,
+        alive: np.ndarray,
+    ) -> Effects:  # fmt: skip
         used, delays = int(cells.used[0]), int(cells.used[1])
         changed = np.flatnonzero(cells.value[:used].any(axis=1))
         moved = np.flatnonzero(cells.delay_n[:delays])
@@ -278,6 +288,8 @@ class Shard:
             new_person,
             new_row,
             self._told_of(batch),
+            batch.row[answered],
+            alive[answered],
         )
 
     def _told_of(self, batch: Batch) -> np.ndarray:

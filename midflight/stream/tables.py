@@ -31,9 +31,20 @@ ready_bytes = seen_a_message * 16 + 48 + nodes_a_message * 24 + 2 * 8
 
 # Rows, one kind per table, each row together in memory: an event needs all of its message at once, wherever that lies.
 
-# `key` of the recipient, `segment` one byte per attribute; the heads of its lists, NIL where empty.
+# `key` of the recipient, `segment` one byte per attribute; the heads of its lists, NIL where empty. In minutes since 1970, 0 for never:
+# when the person was last known to be there (`alive`), and the earliest delivery that a bounce may still take back (`reached`).
 RECIPIENT = np.dtype(
-    [("key", "u8"), ("segment", "u8"), ("messages", "i4"), ("conversions", "i4"), ("traits", "i4"), ("provider", "u2")], align=True
+    [
+        ("key", "u8"),
+        ("segment", "u8"),
+        ("messages", "i4"),
+        ("conversions", "i4"),
+        ("traits", "i4"),
+        ("alive", "u4"),
+        ("reached", "u4"),
+        ("provider", "u2"),
+    ],
+    align=True,
 )
 # An email to one recipient: `key` of source and message id, when it was `sent` and `delivered` (-1 = not known), `next` the recipient's
 # next message, `nodes` the latest node. What happens to nearly every message lies in its row: a node would be one more place in memory.

@@ -15,7 +15,8 @@ logger = logging.getLogger("midflight.door")
 # One statement, so that all of it is of one commit.
 _FIND = """
 SELECT (SELECT value FROM meta WHERE key = 'position'), (SELECT value FROM meta WHERE key = 'log_time_us'),
-    coalesce((SELECT why FROM suppressions WHERE recipient = ?2), ''), a.wave, a.variant, a.propensity
+    coalesce((SELECT why FROM suppressions WHERE recipient = ?2), (SELECT reason FROM addresses WHERE recipient = ?2 AND status <> 'fine'
+        AND until_us > (SELECT value FROM meta WHERE key = 'log_time_us')), ''), a.wave, a.variant, a.propensity
 FROM (SELECT 1) LEFT JOIN advised a ON a.campaign = ?1 AND a.recipient = ?2
 """
 
