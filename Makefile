@@ -23,7 +23,7 @@ demo: $(RUN)  ## a live campaign from signed webhooks on this machine; open the 
 	$(BIN)/midflight demo $(ARGS)
 
 test: $(TEST) $(BROWSER)  ## all tests but the long ones; ARGS="-k door" narrows
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-long: $(TEST) $(BROWSER)  ## the long tests: crashes, floods, millions of rows
 	$(BIN)/python -m pytest -m long -o timeout=3600 $(ARGS)
@@ -58,6 +58,8 @@ $(TEST): requirements-test.lock pyproject.toml | $(BIN)/python
 	@echo "installing what requirements-test.lock names"
 	@$(PIP) --require-hashes -r requirements-test.lock
 	@$(PIP) --no-deps --no-build-isolation --no-index -e .
+	@echo "compiling the hot loops, once"
+	@$(BIN)/midflight compile
 	@touch $@ $(RUN)
 
 $(BROWSER): .ci/browser | $(TEST)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import comparison, conductor, decide, door, end_to_end, folding, freshness, growth, machine, page, replay, restart, rules
+from . import actions, comparison, conductor, decide, door, end_to_end, folding, freshness, growth, machine, page, replay, restart, rules
 
 RESULTS = Path(__file__).parent / "results.json"
 PAGE = machine.PROJECT / "docs" / "performance.md"
@@ -53,6 +53,7 @@ MEASURES = (
     Measure("restart", *of(restart)),
     Measure("growth", *of(growth)),
     Measure("rules", *of(rules)),
+    Measure("actions", *of(actions)),
     Measure("peers", *of(comparison)),
 )
 NAMES = ", ".join(measure.name for measure in MEASURES)

@@ -48,20 +48,21 @@ def rule(number: int, segments: int) -> dict:
         {"kind": "absence", "after": {"did": "delivered", "campaign": campaign}, "no": {"did": "opened"}, "within": "2d"},
     )[number % 5]
     where = {"not": {"did": "unsubscribed"}} if number % 4 else {"segment": f"segment {number * 3 % segments}"}
-    return {"when": when, "where": where, "action": {"way": "out", "fields": {}}}
+    limits = {"autonomy": "act" if number % 4 == 0 else "observe", "holdout": 0.1, "per_recipient": [{"count": 1, "hours": 24}]}
+    return {"when": when, "where": where, "action": {"way": "out", "fields": {"type": "rule.fired"}}, "limits": limits}
 
 
 def definitions(segments: int, rules: int, at_us: int) -> Iterator[Record]:
     """Yield the records that put them into force."""
     for number in range(segments):
         name = f"segment {number}"
-        yield _record(
+        yield record_of(
             {"do": "put_segment", "id": f"s{number}", "name": name, "version": 1, "where": segment(number), "who": "bench"}, at_us
         )
     for number in range(rules):
         one = {"rule": f"rule {number}", "version": 1, "definition": rule(number, segments)}
-        yield _record({"do": "put_rule", "id": f"r{number}", "who": "bench", **one}, at_us)
+        yield record_of({"do": "put_rule", "id": f"r{number}", "who": "bench", **one}, at_us)
 
 
-def _record(order: dict, at_us: int) -> Record:
+def record_of(order: dict, at_us: int) -> Record:
     return Record("definition", "rules", at_us, {}, msgspec.json.encode(order))

@@ -67,11 +67,11 @@ class Up(NamedTuple):
 
 
 @contextmanager
-def up(folder: Path) -> Iterator[Up]:
-    """Run `midflight up` over a fresh folder and yield it once the door is ready and the engine has made the store."""
+def up(folder: Path, **more: object) -> Iterator[Up]:
+    """Run `midflight up` with ``more`` settings over a fresh folder; yield it once the door is ready and the engine has made the store."""
     port, console = door.free_port(), door.free_port()
     path = folder / "midflight.yaml"
-    path.write_bytes(msgspec.json.encode(machine.settings(folder / "data", door={"port": port}, console={"port": console})))
+    path.write_bytes(msgspec.json.encode(machine.settings(folder / "data", door={"port": port}, console={"port": console}, **more)))
     access = Access(load_config(path))
     _, token = access.make_token("bench", ["read"])
     access.close()

@@ -27,7 +27,7 @@ from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import MidflightError
 from midflight.log import Reader, Record, Writer
 from midflight.store import asking
-from midflight.store.folding import Folding
+from midflight.store.folding import Folding, cause_json
 from midflight.store.host_local import Engine
 from midflight.store.moves import Move, latest_moves, moves_after
 
@@ -306,7 +306,7 @@ def test_a_backtest_fires_what_fired_live(tmp_path: Path, seed: int) -> None:
 
 def backtest(world: World, reader: Reader, change: Change, from_us: int) -> list[tuple]:
     run = Backtest(world.config, reader, change, from_us, 1 << 62)
-    found = {f.id: (f.id, f.rule, f.version, f.recipient, f.fired_us, msgspec.json.encode({"at_us": f.cause_us})) for f in run.firings()}
+    found = {f.id: (f.id, f.rule, f.version, f.recipient, f.fired_us, cause_json(f.cause_us, f.campaign)) for f in run.firings()}
     return [found[id] for id in sorted(found)]
 
 

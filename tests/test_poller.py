@@ -35,7 +35,7 @@ from midflight.serve.watch import unusual_in
 from midflight.serve.writing_back import WritingBack
 from midflight.sources import load
 from midflight.sources.polls.poll import iso_of
-from midflight.store import asking
+from midflight.store import asking, write
 from midflight.store.read import Store
 
 PAYING = {"attribute": "plan", "is": "pro"}
@@ -217,6 +217,23 @@ def test_a_store_that_is_made_anew_loses_no_move(world: World, told: tuple[int, 
     assert segments_of(desk.follows()) == {f"p{n}@x.example": ["readers"] for n in range(3)}
     world.wait(120)
     assert segments_of(desk.follows()) == {f"p{n}@x.example": [] for n in range(3)}
+
+
+def test_who_was_away_for_too_long_takes_in_all_members_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moves are kept for some weeks; where some are gone that nobody has read, nobody stays in a segment that he has left."""
+    world.segment("readers", {"did": "opened", "within": "1h"})
+    desk = Desk(world)
+    world.hear(did("opened", 1, world.clock.now_us(), "p1@x.example"))
+    assert segments_of(desk.follows()) == {"p1@x.example": ["readers"]}
+    monkeypatch.setattr(write, "told_kept_us", 50 * 60_000_000)
+    world.wait(100)
+    for number in (2, 3):
+        world.fold()
+        world.hear(did("opened", number, world.clock.now_us(), f"p{number}@x.example"))
+        world.fold()
+        world.wait(20)
+    assert world.table("number FROM moves") == [(3,), (4,)]
+    assert segments_of(desk.follows()) == {"p1@x.example": [], "p2@x.example": ["readers"], "p3@x.example": ["readers"]}
 
 
 def test_only_what_a_way_writes_wakes_it(world: World) -> None:

@@ -33,9 +33,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator
 
 
 def press(page: Page, name: str) -> None:
-    """Press a button and wait for the page that comes."""
-    with page.expect_navigation():
-        page.get_by_role("button", name=name, exact=True).click()
+    """Press a button and wait for the page that comes: a backtest takes its time on a busy machine."""
+    with page.expect_navigation(timeout=70_000):
+        page.get_by_role("button", name=name, exact=True).click(no_wait_after=True)
 
 
 def opened(page: Page, summary: str) -> None:

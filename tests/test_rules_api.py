@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
@@ -10,9 +11,11 @@ import pytest
 from rule_world import CLICKED_NOT_BOUGHT, World, until, whole
 from sample_store import serving
 
+from midflight.config import config_from
 from midflight.kit.clock import Clock
-from midflight.serve import models, trying
+from midflight.serve import models, ruling, trying
 from midflight.serve.api import create_app
+from midflight.store import asking
 
 RULE = {"when": {"kind": "event", "did": "opened"}, "action": {"way": "chat", "fields": {"text": "hi {{ recipient.email }}"}}}
 
@@ -49,6 +52,31 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         app = create_app(world.config, Clock())
         with serving(app) as base:
             yield Site(base, app, world)
+
+
+def test_nothing_is_there_before_anything_happened(tmp_path: Path) -> None:
+    """Without engine, conductor and door all lists are empty, pages say what to do, and what cannot be handed in says so."""
+    app = create_app(config_from({"data": str(tmp_path), "console": {"port": 8401}}), Clock())
+    app.state.site.access.set_user("ada", "correct horse battery")
+    headers = {"authorization": f"Bearer {app.state.site.access.make_token('t', ['send'])[1]}"}
+    with serving(app) as base:
+        with httpx.Client(base_url=base, headers=headers, timeout=90, trust_env=False) as client:
+            assert client.get("/v1/segments").json() == {"segments": [], "log_time": None}
+            assert client.get("/v1/rules").json()["rules"] == [] == client.get("/v1/actions").json()["actions"]
+            assert client.get("/v1/rules/ledger").json() == {"lines": [], "next": None}
+            person = client.get("/v1/people/ada@x.example").json()
+            assert "does not answer" in person["segments_note"] and person["actions"] == person["segments"] == []
+            assert client.post("/v1/segments/preview", json={"where": {"did": "opened"}}).json()["error"]["code"] == "no_answer"
+            put = client.put("/v1/segments/x", json={"where": {"did": "opened"}})
+            assert (put.status_code, put.json()["error"]["code"]) == (503, "door_away")
+            tried = client.post("/v1/rules/backtest", json={"rules": {"x": RULE}})
+            assert "log is empty" in tried.json()["error"]["what"]
+        session = {"midflight_session": app.state.site.access.open_session("ada")}
+        with httpx.Client(base_url=base, cookies=session, timeout=90, trust_env=False) as page:
+            for path, said in (("/segments", "No segment yet"), ("/rules", "No rule yet"), ("/inbox", "Nothing waits"),
+                               ("/ledger/rules", "Nothing yet"), ("/segments/new", "New segment"), ("/rules/new", "New rule")):  # fmt: skip
+                assert said in page.get(path).text, path
+            assert page.get("/segment", params={"name": "x"}).status_code == page.get("/rule", params={"name": "x"}).status_code == 404
 
 
 def test_a_segment_from_its_preview_to_its_end(site: Site) -> None:
@@ -150,6 +178,30 @@ def test_suggestions_are_approved_declined_undone_and_settled(site: Site) -> Non
     assert "given up" in site.ask("POST", "/v1/actions/retry", 409, json={"actions": [refused["id"]]})["what"]
     for name in ("Asks", "Shown", "Lost", "Off"):
         site.ask("DELETE", f"/v1/rules/{name}")
+
+
+def test_what_a_rule_earns_is_told_by_who_is_held_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """People are counted on their side once their time is over, with what they bought; without a holdout nothing is said."""
+    site.put_rule("Worth", limits={"autonomy": "act", "holdout": 0.5}, action={"way": "site", "fields": {"title": "Hello"}})
+    people = [f"w{n}@x.example" for n in range(16)]
+    for who in people:
+        site.world.hear("opened", who)
+        site.world.hear("converted", who, value_micros=5_000_000, order_id=f"o {who}")
+    until(lambda: sum(site.get("/v1/rules/Worth")["totals"].values()) == 16)
+    found = site.get("/v1/rules/Worth")
+    models.Rule.model_validate(found)
+    out = found["totals"]["held_out"]
+    assert found["earned"]["says"] == "not_yet" and found["earned"]["acted"] == 0 and "3 days" in found["earned"]["note"]
+    monkeypatch.setattr("midflight.serve.ruling.earned_window_us", 0)
+    with ruling.acted(site.world.config) as actions:
+        since = dict(actions.db.execute("SELECT recipient, held_out FROM trial WHERE rule = 'Worth'"))
+    counted = site.get("/v1/rules/Worth")["earned"]
+    assert (counted["acted"], counted["held_out"]) == (16 - out, out) and sum(since.values()) == out
+    bought = asking.bought(site.world.config.folder, [*people, "nobody@x.example"])
+    assert [len(orders) for orders in bought.values()] == [1] * 16 + [0] and bought[people[0]][0][1] == 5.0
+    site.put_rule("Worth", action={"way": "site", "fields": {"title": "Hello"}})
+    assert site.get("/v1/rules/Worth")["earned"] is None
+    site.ask("DELETE", "/v1/rules/Worth")
 
 
 def test_the_kill_switch_holds_at_once_and_is_released_by_its_number(site: Site) -> None:

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from midflight.events import KINDS
 from midflight.log.record import Record
 from midflight.sources import load
 from midflight.stream import edge as edges
@@ -90,7 +91,10 @@ def prepared(records: list[Record], fast: bool, monkeypatch: pytest.MonkeyPatch)
     out = Edge({"sendgrid": source}, [], names).prepare(records)
     rows = np.arange(out.batch.kind.size)
     return {
-        "columns": {name: column.tolist() for name, column in out.batch._asdict().items()},
+        "columns": {name: column.tolist() for name, column in out.batch._asdict().items() if name != "given"},
+        "given": [column.tolist() for column in out.batch.given],
+        "from": (out.domain.tolist(), out.ip.tolist()),
+        "events": [out.event(row) for row in np.flatnonzero(out.batch.kind == KINDS.index("bounced")).tolist()],
         "place": (out.position.tolist(), out.item.tolist()),
         "recipients": out.recipients(rows),
         "dead": out.dead,

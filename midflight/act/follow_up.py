@@ -20,13 +20,13 @@ from .channels.channel import Message
 from .delivery import Withheld
 from .headers import headers_of
 from .outbox import PLANNED, REFUSED, SENT, SKIPPED, Result, promise_us_max
+from .rulebook import follow_up_of
 from .script import Use
 from .sender import CUT_OFF, Job, Lane, Links, Sender, cap_wait_us
 from .templates import Content, compile_variant
 from .ways.email import Email, Fields
 from .ways.way import Action, Outcome
 
-campaign_chars_max = 100
 wait_s = 5.0  # until a channel that is busy or held is asked again
 no_link_s = 60.0
 # Codes of channels that say that nothing was taken.
@@ -133,7 +133,7 @@ class FollowUps:
 
     def message(self, action: Action, says: EmailSays) -> Message:
         """Return the message of one action: of the same action always the same. Raises RenderError."""
-        campaign, variant = campaign_of(action.rule, says), f"v{action.version}"
+        campaign, variant = follow_up_of(action.rule, says.campaign), f"v{action.version}"
         link = self.links.url(action.recipient, campaign, variant, "1")
         system = {
             "recipient.email": action.recipient, "unsubscribe_url": link, "preferences_url": link, "campaign": campaign,
@@ -145,11 +145,6 @@ class FollowUps:
             from_address=says.from_address, from_name=rendered.from_name, reply_to=says.reply_to, subject=rendered.subject,
             html=rendered.html, text=rendered.text, headers=headers_of(link, self.sender.mailto) if self.links.secure else {},
         )  # fmt: skip
-
-
-def campaign_of(rule: str, says: EmailSays) -> str:
-    """Return under which campaign a rule's follow-ups are counted."""
-    return (says.campaign or f"Follow-up: {rule}")[:campaign_chars_max].strip()
 
 
 def intent_of(action_id: str) -> str:

@@ -14,8 +14,10 @@ import asyncio
 import re
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import contextmanager
+from importlib.util import find_spec
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -23,6 +25,10 @@ import httpcore
 import httpx
 
 from ..kit.errors import ConfigError
+
+if find_spec("sniffio") is None:
+    # httpcore asks for it with every lock, and the search for what is not installed takes longer than a request.
+    sys.modules["sniffio"] = None
 
 url_chars_max = 2000
 addresses_max = 4  # of one name that are tried

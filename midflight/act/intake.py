@@ -40,6 +40,7 @@ class Firing(msgspec.Struct, kw_only=True, frozen=True):
 class _Cause(msgspec.Struct):
     chain: list[str] = []
     at_us: int = 0
+    campaign: str = ""
 
 
 class Taken(msgspec.Struct, kw_only=True):
@@ -91,17 +92,26 @@ class Intake(ActionTable):
         cause_us = min(cause.at_us, firing.fired_us) if cause.at_us > 0 else firing.fired_us
         rule = self.book.rule(firing.rule, firing.version)
         expires = expires_us(cause_us, rule.limits) if rule else cause_us + expires_minutes_max * minute_us
+        said = firing.cause
+        if not cause.chain and (sender := self.book.sender_of(cause.campaign)):
+            said = msgspec.json.encode(msgspec.structs.replace(cause, chain=self._chain(sender, firing.recipient)))
         full = self.total(firing.rule, WAITING) >= waiting_max
         state, reason = (DROPPED, "too_many") if full else (WAITING, "")
         self._insert(
             (firing.id, firing.rule, firing.version, firing.recipient, rule.action.way if rule else "", firing.fired_us, cause_us, expires,
-             firing.cause, state, int(not full), reason, "", now_us)
+             said, state, int(not full), reason, "", now_us)
         )  # fmt: skip
         if self.db.changes():
             taken.new += 1
             self._ready.add(firing.rule)
         else:
             taken.known += 1
+
+    def _chain(self, rule: str, recipient: str) -> list[str]:
+        """Return the rules that caused what somebody did with a follow-up: the one that sent it, and what had caused that."""
+        sql = "SELECT cause FROM actions WHERE recipient = ? AND rule = ? ORDER BY number DESC LIMIT 1"
+        found = self.db.execute(sql, (recipient, rule)).get
+        return [*(msgspec.json.decode(found, type=_Cause).chain if found else ()), rule]
 
     def _insert(self, values: tuple) -> None:
         self.db.execute(

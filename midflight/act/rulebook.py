@@ -19,6 +19,8 @@ from ..kit.errors import NotFound, nearest
 
 logger = logging.getLogger("midflight.conductor")
 
+campaign_chars_max = 100  # of a rule's own campaign
+
 _SCHEMA = """
 -- Every version of every rule, as it was put down; nothing is taken out, so that an old action can be explained. It is some kilobytes.
 CREATE TABLE IF NOT EXISTS rules (rule TEXT, version INTEGER, definition BLOB NOT NULL, at_us INTEGER NOT NULL, who TEXT NOT NULL,
@@ -47,6 +49,11 @@ class Now(msgspec.Struct, kw_only=True, frozen=True):
     removed: bool
 
 
+def follow_up_of(rule: str, campaign: object = "") -> str:
+    """Return under which campaign a rule's follow-ups are counted: the one that it names, or one of its own."""
+    return (campaign if isinstance(campaign, str) and campaign.strip() else f"Follow-up: {rule}")[:campaign_chars_max].strip()
+
+
 class Rulebook:
     """The rules, in the outbox's file. Every method that changes something is part of its caller's transaction."""
 
@@ -56,10 +63,12 @@ class Rulebook:
             db.execute(_SCHEMA)
         self._now: dict[str, Now] = {}
         self._versions: dict[tuple[str, int], Acts] = {}
+        self._campaigns: dict[str, str] | None = None
         self.forget()
 
     def forget(self) -> None:
         """Read anew what is in force, because a transaction ended that did not keep what it changed."""
+        self._campaigns = None
         rows = self.db.execute("SELECT rule, version, oldest, autonomy, removed FROM rules_now ORDER BY rule")
         self._now = {
             name: Now(version=version, oldest=oldest, autonomy=autonomy, removed=bool(removed))
@@ -99,6 +108,7 @@ class Rulebook:
             "INSERT OR REPLACE INTO rules_now VALUES (?, ?, ?, ?, ?)", (name, now.version, now.oldest, now.autonomy, now.removed)
         )  # fmt: skip
         self._now[name] = now
+        self._campaigns = None
 
     # -- reading -----------------------------------------------------------------------------------------------------------------
 
@@ -130,6 +140,18 @@ class Rulebook:
         now = self._now.get(name)
         acting = self.version(name, now.version) if now else None
         return acting.limits.priority if acting else 0
+
+    def sender_of(self, campaign: str) -> str:
+        """Return the rule whose follow-ups are counted under a campaign; nothing where it is none."""
+        if self._campaigns is None:
+            acts = {name: self.version(name, now.version) for name, now in self._now.items()}
+            self._campaigns = {follow_up_of(name, one.action.fields.get("campaign")): name for name, one in acts.items() if one}
+        return self._campaigns.get(campaign, "")
+
+    def by_ways(self, ways: set[str]) -> list[str]:
+        """Return the rules whose version in force acts by one of these ways out."""
+        found = ((name, self.version(name, now.version)) for name, now in self._now.items()) if ways else ()
+        return [name for name, acts in found if acts and acts.action.way in ways]
 
     def version(self, name: str, version: int) -> Acts | None:
         """Return what a version does, in force or not; None where there is none of it."""

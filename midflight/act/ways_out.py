@@ -22,7 +22,7 @@ from .follow_up import EmailSays, FollowUps
 from .guarded import Guard
 from .offer_codes import OfferCodes
 from .push_subscriptions import PushSubscriptions
-from .rulebook import Rule
+from .rulebook import Rule, follow_up_of
 from .sender import Links
 from .site_messages import SiteMessages
 from .ways import REGISTRY, check_urls, way_of
@@ -120,7 +120,7 @@ class WaysOut:
             known = {**known, "push": browsers[0]._asdict()}
         way, link = self.ways[rule.action.way], ""
         if self.links and row.recipient:
-            link = self.links.url(row.recipient, f"Follow-up: {rule.name}"[:100], f"v{rule.version}", "1")
+            link = self.links.url(row.recipient, follow_up_of(rule.name), f"v{rule.version}", "1")
         system = {
             "recipient.email": row.recipient, "unsubscribe_url": link, "preferences_url": link, "campaign": rule.name,
             "variant": f"v{rule.version}", "wave": "1", "now": now_us,

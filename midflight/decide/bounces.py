@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -353,10 +354,14 @@ def plain(text: str) -> Words:
 
 def by_words(words: Words) -> tuple[str, float, str]:
     """Return the reason, how sure the address is dead, and the phrase, of the first rule that fits; ``""`` where none does."""
-    for rule in RULES:
-        for phrase in rule.phrases:
-            if _says(words, phrase):
+    text, hosts = words
+    bare = not hosts.strip()
+    for rule, phrase, first, second, in_hosts in _LOOKED_FOR:
+        if in_hosts:
+            if not bare and _says(words, phrase):
                 return rule.reason, rule.dead, phrase
+        elif first in text and second in text:
+            return rule.reason, rule.dead, phrase
     return "", 0.0, ""
 
 
@@ -449,6 +454,18 @@ def _says(words: Words, phrase: str) -> bool:
         first, second = phrase.split(" + ")
         return f" {first}" in words.words and f" {second}" in words.words
     return f" {phrase}" in words.words
+
+
+def _looked_for() -> Iterator[tuple[Rule, str, str, str, bool]]:
+    """Yield every phrase of every rule in the form in which it is looked for: what has to be among the words, or whether it is a host."""
+    for rule in RULES:
+        for phrase in rule.phrases:
+            in_hosts = phrase.startswith("/") or "." in phrase or "/" in phrase
+            first, _, second = phrase.partition(" + ")
+            yield rule, phrase, f" {first}", f" {second}" if second else "", in_hosts
+
+
+_LOOKED_FOR = tuple(_looked_for())
 
 
 def _is_code(token: str) -> bool:

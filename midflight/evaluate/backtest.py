@@ -33,6 +33,7 @@ class Firing(msgspec.Struct, frozen=True, kw_only=True):
     recipient: str
     fired_us: int
     cause_us: int
+    campaign: str = ""  # of the message that caused it
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,7 @@ class Backtest(Folding):
         self.texts = [Texts() for _ in self.shards]
         self.sums = Sums()
         self._members: dict[str, int] = {}
+        self._campaigns: dict[int, str] = {}
 
     def firings(self, note: Callable[[int], None] = lambda records: None) -> Iterator[Firing]:
         """Fold the log; ``note`` is told how many records were read."""
@@ -160,8 +162,14 @@ class Backtest(Folding):
             recipient = self.texts[number][int(row["person"])] if row["person"] != NIL else ""
             yield Firing(
                 id=firing_id(rule, version, recipient, int(row["cause"])), rule=rule, version=version, recipient=recipient,
-                fired_us=int(row["at"]), cause_us=int(row["cause_at"]),
+                fired_us=int(row["at"]), cause_us=int(row["cause_at"]), campaign=self._campaign(int(row["campaign"])),
             )  # fmt: skip
+
+    def _campaign(self, number: int) -> str:
+        """Return a campaign's name."""
+        if number not in self._campaigns:
+            self._campaigns = {number: name for name, number in self.names.ids["campaign"].items()}
+        return self._campaigns[number]
 
 
 class Texts:

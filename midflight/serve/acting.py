@@ -39,7 +39,7 @@ from ..stream.providers import PROVIDERS, providers_of
 logger = logging.getLogger("midflight.conductor")
 
 take_max = 500  # firings in a turn
-decide_max = 200  # actions in a turn
+decide_min, decide_max = 50, 200  # actions in a turn
 calls_max = 400  # under way
 way_calls_max = 100  # under way by one way out
 undo_max = 20  # under way
@@ -222,12 +222,17 @@ class Acting:
         now_us, now_s = self.clock.now_us(), self.clock.monotonic_s()
         self.actions.wake(now_us)
         self._resting = {rule: until_s for rule, until_s in self._resting.items() if now_s < until_s <= now_s + wide_s}
-        rows = self.actions.ready(min(decide_max, calls_max - len(self.calls)), self._resting)
+        busy = Counter(call.way for call in self.calls.values())
+        full = {way for way, count in busy.items() if count >= way_calls_max}
+        # Most of what is read is called: so many that have no room are not read again and again.
+        room = max(decide_min, sum(way_calls_max - count for count in busy.values())) if busy else decide_max
+        rows = self.actions.ready(
+            min(decide_max, room, calls_max - len(self.calls)), {*self._resting, *self.actions.book.by_ways(full)}
+        )  # fmt: skip
         if not rows:
             return
         keys = {row.recipient for row in rows if row.recipient}
         suppressed, attributes = self.people.suppressed(keys), self.people.attributes(keys)
-        busy = Counter(call.way for call in self.calls.values())
         called: list[tuple[Row, Rule, Action]] = []
         with self.actions.transaction():
             for row in rows:

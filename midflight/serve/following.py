@@ -59,7 +59,11 @@ class Following:
         known = moves_after(view.db, number - 1, 1) if number else []
         if (known and known[0].number == number and words_of(known[0]) != words) or last_number(view.db) < number:
             # The store was made anew: its moves have other numbers. What was said already says nothing new.
+            self.writing.waiting.refill()
             number = 0
+        elif number and known and known[0].number > number + 1:
+            # Nobody has followed for so long that moves are gone which nobody has read: all members are taken in once more.
+            self.writing.waiting.refill()
         return moves_after(view.db, number, moves_max)
 
     async def _tell(self, moves: list[Move]) -> None:

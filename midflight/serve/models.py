@@ -848,7 +848,19 @@ class ActionRow(Closed):
     tries: int
 
 
+class RuleEarned(Closed):
+    """What a rule has earned, by the people who are held out; ``says`` is `earns`, `costs`, `not_yet` or `split_broken`. How many on each
+    side are counted; ``note`` says why nothing can be said."""
+
+    says: str
+    text: str
+    acted: int
+    held_out: int
+    note: str | None
+
+
 class Rule(RuleRow):
+    earned: RuleEarned | None
     versions: list[RuleVersion]
     actions: list[ActionRow]
     removed: bool

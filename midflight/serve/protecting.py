@@ -33,6 +33,7 @@ deliveries_min = 100  # that name an IP before it is watched
 keep_s = 15.0  # between two saves of what is usual; what comes between counts again after a restart
 logged_max = 5_000
 logged_over_max = 500  # rows that are trimmed at a time
+NUMBERS = {name: number for number, name in enumerate(PROVIDERS) if number >= 2}  # of mailbox providers that answer as one
 rate_half_life_s = 600.0
 pair_messages = 200  # in which what a provider answered to a campaign fades by half
 pair_half_life_s = 3600.0  # and where there are no more
@@ -87,7 +88,11 @@ class Protecting:
         self._saved_s = clock.monotonic_s()
         self._looked_s = 0.0
         for kind, name, state, sent, per_s, at_us in self.db.execute("SELECT kind, name, state, sent, per_s, at_us FROM guards"):
-            known = msgspec.json.decode(state, type=breaker.State)
+            known = state_of(state)
+            if known is None or (kind == "provider" and name not in NUMBERS):
+                # Another version wrote it. What still bounces is found anew.
+                logger.error("the breaker of %s %s cannot be read and is left out", kind, name)
+                continue
             self.breakers[kind, name] = Breaker(kind=kind, name=name, state=known, sent=sent, per_s=per_s, at_us=at_us)
         self._open_gates()
 
@@ -162,7 +167,7 @@ class Protecting:
         pairs[row.provider] = (n * keeps + answered, x * keeps + bounced)
         provider, campaign = ("provider", row.provider), ("campaign", row.name)
         found = []
-        if row.provider in PROVIDERS[2:] and self._normal(campaign):
+        if row.provider in NUMBERS and self._normal(campaign):
             found.append(provider)
         if row.name and self._normal(provider):
             found.append(campaign)
@@ -182,7 +187,7 @@ class Protecting:
             for provider, (n, x) in known.items()
         ]
         key = blamed(spike.kind, spike.name, pairs, (spike.rate_usual + spikes.spiked(spike.rate_usual)) / 2)
-        if key[0] == "provider" and key[1] not in PROVIDERS[2:]:
+        if key[0] == "provider" and key[1] not in NUMBERS:
             # Domains of their own have nothing in common that could be held.
             return spike.kind, spike.name
         if key != (spike.kind, spike.name):
@@ -217,7 +222,7 @@ class Protecting:
 
     def by_hand(self, order: Guard, now_us: int) -> None:
         """Do what somebody wants of a breaker. Raises NotFound for a name that nothing goes to."""
-        if order.kind == "provider" and order.name not in PROVIDERS[2:]:
+        if order.kind == "provider" and order.name not in NUMBERS:
             raise NotFound(f"Unknown mailbox provider `{order.name[:60]}`", expected="one of those of the page Deliverability")
         key = (order.kind, order.name[:200])
         before = {one: known.state for one, known in self.breakers.items()}
@@ -296,7 +301,7 @@ class Protecting:
         found = []
         for one in self.breakers.values():
             gate = {
-                "provider": lambda name: gates.providers.get(PROVIDERS.index(name)),
+                "provider": lambda name: gates.providers.get(NUMBERS[name]),
                 "domain": gates.domains.get,
                 "campaign": gates.campaigns.get,
             }.get(one.kind, lambda name: None)(one.name)  # fmt: skip
@@ -319,7 +324,7 @@ class Protecting:
                 gate = Gate(_place(one.state), decided.messages_max, per_s, now_s, one.sent)
             gate.left = decided.messages_max
             if one.kind == "provider":
-                providers[PROVIDERS.index(one.name)] = gate
+                providers[NUMBERS[one.name]] = gate
             elif one.kind == "domain":
                 domains[one.name] = gate
             elif one.kind == "campaign":
@@ -345,6 +350,15 @@ def _place(state: breaker.State | None) -> tuple:
         return (NORMAL,)
     step = 0 if state.stage == PROBING else state.step
     return state.stage, state.stage_at_us, step, state.by_hand
+
+
+def state_of(raw: bytes) -> breaker.State | None:
+    """Return the state of a breaker; None where another version wrote it."""
+    try:
+        state = msgspec.json.decode(raw, type=breaker.State)
+    except msgspec.DecodeError:
+        return None
+    return state if state.version == breaker.VERSION else None
 
 
 def quicker(settings: breaker.Settings, speed: float) -> breaker.Settings:
@@ -383,7 +397,9 @@ def standings(db, speed: float = 1.0) -> list[Standing]:
     settings = quicker(breaker.Settings(), speed)
     found = []
     for kind, name, raw, sent, at_us in db.execute("SELECT kind, name, state, sent, at_us FROM guards"):
-        state = msgspec.json.decode(raw, type=breaker.State)
+        state = state_of(raw)
+        if state is None:
+            continue
         decided = breaker.decision(state, settings)
         found.append(
             Standing(

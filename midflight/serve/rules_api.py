@@ -11,6 +11,7 @@ from starlette.responses import Response
 from ..act import kill_switch
 from ..act.actions import Actions
 from ..act.rule_orders import Approve, Decline, LetRule, RemoveRule, SettleActions, TryAgain, Undo
+from ..decide.acts import acts_of
 from ..decide.limits import REASONS
 from ..kit.errors import NotFound, nearest
 from ..store.read import WrongQuery, iso
@@ -75,20 +76,21 @@ def rule(request: Request, name: Name) -> Response:
     site = site_of(request)
     now = ruling.known_rule(site, name)
     with site.store.view() as view:
-        definitions = ruling.definitions_of(view)
+        definitions, log_us = ruling.definitions_of(view), view.log_time_us
     with ruling.acted(site.config) as actions:
         totals = actions.totals().get(name, {}) if actions else {}
         found = ruling.rule_row(definitions, actions, name, totals)
         versions = [timed(version) for version in ruling.versions_of(actions, name)]
         listed = [action_row(row) for row in actions.listed("rule", (name,), count_max=actions_shown)] if actions else []
-    return json(found | {"versions": versions, "actions": listed, "removed": bool(now and now.removed)})
+    worth = ruling.earned_of(site.config, name, acts_of(found["definition"]).limits, log_us)
+    return json(found | {"earned": worth, "versions": versions, "actions": listed, "removed": bool(now and now.removed)})
 
 
 @sending.put("/v1/rules/{name:path}", responses=ORDERED, openapi_extra=takes(models.PutRule))
 def put(request: Request, name: Name, wanted: Annotated[models.PutRule, Depends(body_of(models.PutRule))]) -> Response:
     """Put a rule into force, or its next version. Its firings are acted on from here on, within its limits."""
     site, who = site_of(request), request.state.who
-    return carried_out(ruling.put_rule(site, name, wanted.definition, wanted.version, wanted.keep, who, wanted.why))
+    return carried_out(not ruling.put_rule(site, name, wanted.definition, wanted.version, wanted.keep, who, wanted.why))
 
 
 @sending.delete("/v1/rules/{name:path}", responses=ORDERED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,6 +21,8 @@ from ..act.ways_out import says_of
 from ..config import Config
 from ..decide.acts import acts_of
 from ..decide.definitions import SOURCE, BadDefinition, Definitions, DropSegment, PutSegment, rule_of
+from ..decide.earned import earned, sums_by_side
+from ..decide.limits import Limits, day_us
 from ..kit.errors import MidflightError, NotFound, nearest
 from ..log.record import Record
 from ..store import asking
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from .api import Site
 
 history_hours_max = 72
+earned_people_max = 20_000  # of a rule's people, whose conversions are looked at
+earned_window_us = 3 * day_us  # so long after somebody's first firing what he buys counts
 hour_us = 3_600_000_000
 OF_A_RULE = ("when", "where", "action", "limits")
 TAKEN_NAMES = ("ledger",)  # which is an address of the API
@@ -149,6 +154,22 @@ def when_words(body: dict) -> str:
     return trigger.words() + (f", and {words(where)}" if where is not None else "")
 
 
+def earned_of(config: Config, name: str, limits: Limits, log_us: int) -> dict | None:
+    """Return what may be said of a rule's worth; None where nobody is held out. ``note`` says why nothing is known."""
+    if not limits.holdout:
+        return None
+    with acted(config) as actions:
+        sides = list(islice(actions.sides(name, limits), earned_people_max)) if actions else []
+    try:
+        orders = asking.bought(config.folder, [recipient for recipient, _, _ in sides])
+    except asking.NoAnswer as error:
+        return {"says": "not_yet", "text": "", "acted": 0, "held_out": 0, "note": error.text()}
+    taken, out = sums_by_side(sides, orders, log_us, earned_window_us)
+    note = f"A person is counted {earned_window_us // day_us} days after his first firing" if not taken.people or not out.people else None
+    found = earned(taken, out, limits.holdout)
+    return {"says": found.says, "text": found.text, "acted": taken.people, "held_out": out.people, "note": note}
+
+
 def versions_of(actions: Actions | None, name: str) -> list[dict]:
     """Return a rule's versions as they were put down, the newest first."""
     if actions is None:
@@ -228,8 +249,11 @@ def undoable_of(config: Config) -> dict[str, bool]:
         return {}
 
 
-def put_rule(site: Site, name: str, definition: dict, version: int, keep: bool, who: str, why: str) -> bool:
-    """Put a version of a rule into force; tell whether it is. ``version`` 0 is the next one. Raises what is wrong with it."""
+def put_rule(site: Site, name: str, definition: dict, version: int, keep: bool, who: str, why: str) -> str:
+    """Put a version of a rule into force; return the order that is still to be done, or nothing. ``version`` 0 is the next one.
+
+    Raises what is wrong with it.
+    """
     with site.store.view() as view:
         definitions = definitions_of(view)
     check_rule(site.config, definitions, name, definition)
@@ -239,7 +263,7 @@ def put_rule(site: Site, name: str, definition: dict, version: int, keep: bool, 
     order = rule_orders.PutRule(
         id=new_id(), who=who, why=why, rule=name, version=version or last + 1, definition=definition, keep=keep
     )  # fmt: skip
-    return ordered_rule(site, order)
+    return "" if ordered_rule(site, order) else order.id
 
 
 def ordered_rule(site: Site, order: rule_orders.RuleOrder) -> bool:

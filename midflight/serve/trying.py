@@ -35,6 +35,7 @@ from ..evaluate.backtest import Firing as Fired
 from ..kit.clock import Clock, VirtualClock
 from ..kit.errors import MidflightError, nearest
 from ..log import Reader
+from ..store.folding import cause_json
 from ..store.read import WrongQuery, iso
 from ..store.write import Changes
 from ..stream.conditions import BadCondition, duration_us
@@ -311,7 +312,7 @@ class _Run:
         self.queue.append(
             Firing(
                 number=self.taken + len(self.queue) + 1, id=fired.id, rule=fired.rule, version=fired.version, recipient=fired.recipient,
-                fired_us=fired.fired_us, cause=msgspec.json.encode({"at_us": fired.cause_us}),
+                fired_us=fired.fired_us, cause=cause_json(fired.cause_us, fired.campaign),
             )
         )  # fmt: skip
         one = self.rules.setdefault(fired.rule, OfRule(rule=fired.rule, ends={}, reasons={}, hours={}))

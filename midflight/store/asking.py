@@ -1,5 +1,6 @@
 """What only the engine's memory knows, asked over a socket of the data folder: one person with the reasons of every membership, some
-members of a segment or all of them page by page, how engaged some people are, and how many a condition would hold of that is not in force.
+members of a segment or all of them page by page, how engaged some people are, what they bought, and how many a condition would hold of that
+is not in force.
 
 The engine answers between two batches. Whoever asks waits for at most ``answer_s``, and goes on without an answer where no engine is.
 """
@@ -31,11 +32,12 @@ logger = logging.getLogger("midflight.engine")
 
 SOCKET = "engine.sock"
 answer_s = 5.0
-line_bytes_max = 64 * 1024
+line_bytes_max = 256 * 1024
 answer_bytes_max = 8 << 20
 members_max = 500
 tried_max = 4_000  # people whom a condition is tried on
 tried_s_max = 1.5
+people_max = 500  # of one question about what they bought
 tried_at_once = 20  # people between two batches: whoever folds waits no longer than for these
 scores_max = 200
 page_max = 1_000
@@ -44,12 +46,13 @@ backlog = 16
 
 class Question(msgspec.Struct, kw_only=True, omit_defaults=True):
     """About a ``person`` by the key of an address, about the ``scores`` of several, about members of a ``segment``: some of them, or those
-    ``after`` a number; or about those of whom the condition ``where`` would hold."""
+    ``after`` a number; about those of whom the condition ``where`` would hold, or about what ``people`` bought, by their keys."""
 
     person: str = ""
     scores: list[str] = []
     segment: str = ""
     where: dict = {}
+    people: list[str] = []
     count: int = 20
     after: int | None = None
 
@@ -100,6 +103,12 @@ class Tried(msgspec.Struct, kw_only=True):
     recipients: list[str] = []
 
 
+class Bought(msgspec.Struct, kw_only=True):
+    """The conversions of people, in the order in which they were asked about: when and for how much, in millionths."""
+
+    orders: list[list[tuple[int, int]]]
+
+
 class NoAnswer(MidflightError):
     """The engine does not answer: it is not there, or has too much to do."""
 
@@ -148,10 +157,12 @@ class Answering:
                     # A question is nobody's need: a mistake in an answer must not end the engine.
                     logger.exception("a question could not be answered")
 
-    def answer(self, question: Question) -> Known | Members | Scores | Tried:
+    def answer(self, question: Question) -> Known | Members | Scores | Tried | Bought:
         """Return what a question asks for."""
         if question.where:
             return self._try(question.where, question.count)
+        if question.people:
+            return self._bought(question.people[:people_max])
         with self.lock:
             if question.person:
                 return self._person(question.person)
@@ -221,6 +232,18 @@ class Answering:
             tried = min(wanted, tried + tried_at_once)
         some = found[: min(max(count, 0), members_max)]
         return Tried(people=people, tried=tried, members=len(found), recipients=sorted(self._recipients(some)))
+
+    def _bought(self, recipients: list[str]) -> Bought:
+        """Return what people bought, a few looked at between two batches."""
+        orders: list[list[tuple[int, int]]] = []
+        for start in range(0, len(recipients), tried_at_once):
+            with self.lock:
+                for recipient in recipients[start : start + tried_at_once]:
+                    key = hash_text(recipient)[0]
+                    found = [person_of(shard, key) for shard in self.folding.shards]
+                    happened = [one for person in found if person for one in person.happened if one.kind == "converted"]
+                    orders.append([(one.at_us, one.value_micros) for one in happened])
+        return Bought(orders=orders)
 
     def _holds(self, condition, number: int, row: int) -> bool:
         shard, ids = self.folding.shards[number], self.folding.names.ids
@@ -305,6 +328,16 @@ def page(folder: Path, segment: str, after: int = -1) -> Members:
 def scores(folder: Path, recipients: list[str]) -> Scores:
     """Return how engaged some people are, at most ``scores_max`` of them. Raises NoAnswer."""
     return msgspec.json.decode(_ask(folder, Question(scores=recipients)), type=Scores)
+
+
+def bought(folder: Path, recipients: list[str]) -> dict[str, list[tuple[int, float]]]:
+    """Return the conversions of people: when, and for how much. Raises NoAnswer."""
+    found = {}
+    for start in range(0, len(recipients), people_max):
+        part = recipients[start : start + people_max]
+        answer = msgspec.json.decode(_ask(folder, Question(people=part)), type=Bought)
+        found |= {who: [(at_us, micros / 1e6) for at_us, micros in orders] for who, orders in zip(part, answer.orders, strict=True)}
+    return found
 
 
 def _ask(folder: Path, question: Question) -> bytes:

@@ -135,6 +135,11 @@ def firing_id(rule: str, version: int, recipient: str, cause: int) -> str:
     return xxhash.xxh3_128_hexdigest(msgspec.msgpack.encode((rule, version, recipient, cause)))
 
 
+def cause_json(at_us: int, campaign: str) -> bytes:
+    """Return what is kept of a firing's cause: when it happened, and the campaign of its message if it has one."""
+    return msgspec.json.encode({"at_us": at_us, "campaign": campaign}) if campaign else b'{"at_us":%d}' % at_us
+
+
 def load_sources(config: Config) -> dict[str, Source]:
     """Return the configured sources by name. Raises ConfigError."""
     sources = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from ..decide.dead_addresses import Answer
-from ..stream.providers import PROVIDERS
 from .read import View
 from .suspecting import IMPORTED, Row, for_good_us
 
@@ -61,7 +60,7 @@ def answers(view: View, since_us: int) -> list[Answered]:
         provider = ""
         if kind == "pair":
             campaign, _, number = name.partition("/")
-            name, provider = view.name("campaign", int(campaign)), PROVIDERS[int(number)]
+            name, provider = view.name("campaign", int(campaign)), view.name("provider", int(number))
         made.append(
             Answered(kind=kind, name=name, provider=provider, answered=answered, bounced=bounced, blocked=blocked, last_us=last_us)
         )  # fmt: skip

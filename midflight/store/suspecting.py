@@ -83,7 +83,8 @@ class Suspecting:
         self.changed: dict[str, Row | None] = {}
         self.answers = Answers(db)
         self._sorted = np.sort(_keys([name for (name,) in db.execute("SELECT recipient FROM addresses")]))
-        self._fresh: list[int] = []
+        self._fresh: set[int] = set()
+        self._fresh_keys = np.zeros(0, np.uint64)  # the same, as of the last look
         self._trimmed_us = 0
 
     # -- what the log says -----------------------------------------------------------------------------------------------------
@@ -98,14 +99,16 @@ class Suspecting:
         living = (alive > 0) & (at_us // MINUTE_US - alive <= self.providers.settings.alive_us // MINUTE_US) & (provider > OTHER)
         steps, pending = self._steps(provider, living & ~bounced, living & bounced)
         told = [(int(answered[place]), place) for place in steps]
-        for row, place in sorted([*told, *self._of_interest(batch, answered, bounced)]):
+        places = sorted([*told, *self._of_interest(batch, answered, bounced)])
+        people = prepared.recipients(np.array([row for row, _ in places], np.int64)) if places else []
+        for (row, place), recipient in zip(places, people, strict=True):
             if place >= 0 and bounced[place]:
-                self._bounced(prepared, row, int(alive[place]), pending.get(place, -1))
+                self._bounced(prepared, row, recipient, int(alive[place]), pending.get(place, -1))
             elif place in steps:
                 self._said(PROVIDERS[provider[place]], count_step, 0, int(at_us[place]))
                 steps.discard(place)
             else:
-                self._alive(prepared, row, delivered=place >= 0)
+                self._alive(prepared, row, recipient, delivered=place >= 0)
 
     def _steps(self, provider: np.ndarray, delivered: np.ndarray, bounced: np.ndarray) -> tuple[set[int], dict[int, int]]:
         """Count living people to whom providers took mail, by steps that are the same however the log is cut into batches.
@@ -145,8 +148,10 @@ class Suspecting:
         if self._sorted.size:
             at = np.minimum(np.searchsorted(self._sorted, keys), self._sorted.size - 1)
             found |= self._sorted[at] == keys
+        if self._fresh_keys.size != len(self._fresh):
+            self._fresh_keys = np.fromiter(self._fresh, np.uint64, len(self._fresh))
         if self._fresh:
-            found |= np.isin(keys, np.array(self._fresh, np.uint64))
+            found |= np.isin(keys, self._fresh_keys)
         return found
 
     def _said(self, provider: str, answered: int, dead: int, at_us: int) -> None:
@@ -154,10 +159,9 @@ class Suspecting:
         if storm is not None:
             self._storm(storm)
 
-    def _bounced(self, prepared: Prepared, row: int, alive_minute: int, taken: int) -> None:
+    def _bounced(self, prepared: Prepared, row: int, recipient: str, alive_minute: int, taken: int) -> None:
         """Take in a bounce. ``taken``: how many living people its provider took mail for since the last step, -1 where this one counts not
         as living."""
-        (recipient,) = prepared.recipients(np.array([row]))
         event = prepared.event(row)
         if not recipient or recipient.startswith("id:") or event is None:
             return
@@ -179,9 +183,8 @@ class Suspecting:
         if now != address or (before and now != before.address):
             self._write(recipient, provider, now)
 
-    def _alive(self, prepared: Prepared, row: int, *, delivered: bool) -> None:
+    def _alive(self, prepared: Prepared, row: int, recipient: str, *, delivered: bool) -> None:
         """Take in that a suspect was delivered to, or opened or clicked."""
-        (recipient,) = prepared.recipients(np.array([row]))
         known = self.row(recipient) if recipient else None
         if known is None or known.address.reason == IMPORTED:
             return
@@ -255,11 +258,12 @@ class Suspecting:
             return
         self.changed[recipient] = Row(provider=provider, address=address)
         key = int(_keys([recipient])[0])
-        if not self._suspected(np.array([key], np.uint64))[0]:
-            self._fresh.append(key)
+        at = int(np.searchsorted(self._sorted, np.uint64(key)))
+        if at == self._sorted.size or int(self._sorted[at]) != key:
+            self._fresh.add(key)
             if len(self._fresh) > fresh_max:
-                self._sorted = np.sort(np.concatenate([self._sorted, np.array(self._fresh, np.uint64)]))
-                self._fresh = []
+                self._sorted = np.sort(np.concatenate([self._sorted, np.fromiter(self._fresh, np.uint64, len(self._fresh))]))
+                self._fresh = set()
 
     def write(self, log_time_us: int) -> None:
         """Write what has changed; within the caller's transaction."""

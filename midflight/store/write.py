@@ -28,7 +28,7 @@ from ..stream.shard import Effects
 from ..stream.tables import starts, summed
 from ..stream.watching import ENTERED, FILLED, FIRED
 from . import moves
-from .folding import Asked, firing_id, shards_max
+from .folding import Asked, cause_json, firing_id, shards_max
 from .recent import Recent
 from .schema import SCHEMA, VERSION
 from .suspecting import SOURCE as LISTS
@@ -48,6 +48,7 @@ _DERIVED = (
 NEVER_LOST = ("suppressions", "addresses", "advised")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 told_kept_us = 40 * 86_400_000_000  # moves and firings, by log time
+campaigns_kept_max = 1_000  # names
 flows_kept_us = 400 * 86_400_000_000
 trimmed_max = 10_000  # rows at a time
 minutes_of_freshness_max = 7 * 24 * 60
@@ -239,6 +240,7 @@ class StoreWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._campaigns: dict[int, str] = {}  # by number, of this making of the store
         self.recent_from = -1  # what `meta` says; -1 before this process has said anything
         self.db = apsw.Connection(str(path), vfs=checking_vfs())
         # The room that each page of a new store leaves for its checksum; an older store stays as it is.
@@ -275,6 +277,7 @@ class StoreWriter:
 
     def empty(self, signature: str, whole: bool = True) -> None:
         """Forget all that is derived, so that it is rebuilt from the log; where that does not reach back, what nobody may forget stays."""
+        self._campaigns.clear()
         with self.db:
             new = self.meta("version") is None
             for table in _DERIVED:
@@ -440,14 +443,24 @@ class StoreWriter:
     def _firings(self, shard: int, rows: np.ndarray, asked: Asked, changes: Changes) -> None:
         """One firing for each cause: the same one, found a second time, is known by its id."""
         names = self._recipients(shard, rows["person"], changes)
-        columns = (rows[column].tolist() for column in ("number", "cause", "at", "cause_at"))
+        columns = (rows[column].tolist() for column in ("number", "cause", "at", "cause_at", "campaign"))
         fired = []
-        for name, number, cause, at_us, cause_us in zip(names, *columns, strict=True):
+        for name, number, cause, at_us, cause_us, campaign in zip(names, *columns, strict=True):
             rule, version = asked.rules[number]
-            fired.append((firing_id(rule, version, name, cause), rule, version, name, at_us, b'{"at_us":%d}' % cause_us))
+            said = cause_json(cause_us, self._campaign(campaign))
+            fired.append((firing_id(rule, version, name, cause), rule, version, name, at_us, said))
         self.db.executemany(
             "INSERT OR IGNORE INTO firings (id, rule, version, recipient, fired_us, cause) VALUES (?, ?, ?, ?, ?, ?)", fired
         )
+
+    def _campaign(self, number: int) -> str:
+        """Return a campaign's name."""
+        if number not in self._campaigns:
+            if len(self._campaigns) >= campaigns_kept_max:
+                self._campaigns.clear()
+            row = self.db.execute("SELECT name FROM names WHERE kind = 'campaign' AND id = ?", (number,)).fetchone()
+            self._campaigns[number] = row[0] if row else ""
+        return self._campaigns[number]
 
     def _recipients(self, shard: int, persons: np.ndarray, changes: Changes) -> list[str]:
         """Return the recipients with these rows in their shard."""

@@ -71,10 +71,20 @@ ATTRIBUTE = np.dtype([("at", "i8"), ("number", "f8"), ("text", "u8"), ("name", "
 ACT = np.dtype([("at", "i8"), ("name", "u8"), ("next", "i4"), ("kind", "u1")], align=True)
 # What a watch waits for in a person: `at` is the time of its cause, `message` that cause's message (NIL: none), `ident` names the cause.
 PENDING = np.dtype([("due", "i8"), ("at", "i8"), ("ident", "u8"), ("message", "i4"), ("next", "i4"), ("watch", "u2")], align=True)
-# What came of it. what: ENTERED, LEFT or FIRED; number: of the segment or the watch; row: of the batch, or TIMER, or
-# FILLED for who was in a segment, or was not, when it was made.
+# What came of it. what: ENTERED, LEFT or FIRED; number: of the segment or the watch; campaign: of the message that caused a firing, 0 for
+# none; row: of the batch, or TIMER, or FILLED for who was in a segment, or was not, when it was made.
 TOLD = np.dtype(
-    [("at", "i8"), ("cause_at", "i8"), ("cause", "u8"), ("row", "i8"), ("person", "i4"), ("number", "u2"), ("what", "u1")], align=True
+    [
+        ("at", "i8"),
+        ("cause_at", "i8"),
+        ("cause", "u8"),
+        ("row", "i8"),
+        ("person", "i4"),
+        ("campaign", "u4"),
+        ("number", "u2"),
+        ("what", "u1"),
+    ],
+    align=True,
 )
 ENTERED, LEFT, FIRED = range(3)
 TIMER, FILLED = -1, -2
@@ -486,19 +496,25 @@ def rebuild_wheels(known, persons):
 
 
 @inner
-def _tell(known, told, what, number, r, at, cause_at, cause, row):
+def _tell(known, told, what, number, r, at, cause_at, cause, row, campaign):
     new = known.used[TOLDS]
     known.used[TOLDS] += 1
     told[new].what, told[new].number, told[new].person, told[new].at = what, number, r, at
-    told[new].cause_at, told[new].cause, told[new].row = cause_at, cause, row
+    told[new].cause_at, told[new].cause, told[new].row, told[new].campaign = cause_at, cause, row, campaign
+
+
+@inner
+def _campaign(state, m):
+    """Return the campaign of a message, 0 for none."""
+    return state.messages[m].campaign if m >= 0 else np.uint32(0)
 
 
 @step
-def _fire(program, w, state, known, told, r, now, cause_at, cause, row, scratch):
+def _fire(program, w, state, known, told, r, now, cause_at, cause, row, campaign, scratch):
     where = program.watches[w].where
     if where >= 0 and not holds(program, where, state, known, r, now, scratch):
         return
-    _tell(known, told, FIRED, w, r, now, cause_at, cause, row)
+    _tell(known, told, FIRED, w, r, now, cause_at, cause, row, campaign)
 
 
 @step
@@ -552,12 +568,12 @@ def _unwait(known, r, segment, on, watches):
 
 
 @step
-def _change(program, s, state, known, told, r, now, cause, row, scratch, filling):
+def _change(program, s, state, known, told, r, now, cause, row, campaign, scratch, filling):
     """A membership has changed: tell of it, and of what that sets off."""
     true = not _bit(known.bits, r, s)
     known.bits[r, s >> 6] ^= np.uint64(1) << np.uint64(s & 63)
     cause = mix(cause ^ np.uint64(now) ^ np.uint64(s + 1) * np.uint64(0x9E3779B97F4A7C15))
-    _tell(known, told, ENTERED if true else LEFT, s, r, now, now, cause, FILLED if filling else row)
+    _tell(known, told, ENTERED if true else LEFT, s, r, now, now, cause, FILLED if filling else row, campaign)
     _unwait(known, r, s, ON_LEAVE if true else ON_ENTER, program.watches)
     if filling:
         return
@@ -565,13 +581,13 @@ def _change(program, s, state, known, told, r, now, cause, row, scratch, filling
         w = program.on_segment_watch[k]
         if program.watches[w].on == (ON_ENTER if true else ON_LEAVE):
             if program.watches[w].wait == 0:
-                _fire(program, w, state, known, told, r, now, now, cause, row, scratch)
+                _fire(program, w, state, known, told, r, now, now, cause, row, campaign, scratch)
             else:
                 _wait(known, r, w, NIL, now, cause, now + program.watches[w].wait)
 
 
 @inner
-def _look_at_segments(program, state, known, told, r, now, cause, row, scratch, filling):
+def _look_at_segments(program, state, known, told, r, now, cause, row, campaign, scratch, filling):
     """Bring the memberships up to date that have to be looked at, in their order."""
     for word in range(scratch.dirty.size):
         left = scratch.dirty[word]
@@ -581,7 +597,7 @@ def _look_at_segments(program, state, known, told, r, now, cause, row, scratch, 
             left &= left - np.uint64(1)
             true = _holds_by_bits(program.code, program.start[s], program.start[s + 1], known.truths, r, scratch.stack)
             if true != _bit(known.bits, r, s):
-                _change(program, s, state, known, told, r, now, cause, row, scratch, filling)
+                _change(program, s, state, known, told, r, now, cause, row, campaign, scratch, filling)
 
 
 # -- events ------------------------------------------------------------------------------------------------------------------------
@@ -669,7 +685,7 @@ def _begin(program, w, state, known, told, batch, i, r, m, now, scratch):
         if soon:
             _wait(known, r, w, -2 - m, at, ident, now + settle_us)
         else:
-            _fire(program, w, state, known, told, r, now, at, ident, i, scratch)
+            _fire(program, w, state, known, told, r, now, at, ident, i, _campaign(state, m), scratch)
         return
     after = _last_unless(watch, state, known, r, scratch)
     if m != NIL:
@@ -712,7 +728,7 @@ def _end(program, state, known, told, r, p, now, scratch):
             return np.int64(0)
         if cause_at + watch.wait > now:
             return cause_at + watch.wait
-    _fire(program, w, state, known, told, r, now, cause_at, ident, TIMER, scratch)
+    _fire(program, w, state, known, told, r, now, cause_at, ident, TIMER, _campaign(state, m if m >= 0 else -2 - m), scratch)
     return np.int64(0)
 
 
@@ -745,7 +761,7 @@ def watch_row(program, state, known, told, batch, i, r, m, now, other_kinds, cha
         wake = _take_event(program, state, known, batch, i, r, m, campaign, now, scratch)
     if changed_attributes:
         wake = min(wake, _look_at_atoms(program, program.by_attribute, state, known, r, now, scratch))
-    _look_at_segments(program, state, known, told, r, now, batch.id_hi[i], i, scratch, False)
+    _look_at_segments(program, state, known, told, r, now, batch.id_hi[i], i, campaign, scratch, False)
     for k in range(program.on_kind[kind], program.on_kind[kind + 1]):
         w = program.on_kind_watch[k]
         if program.watches[w].campaign == 0 or program.watches[w].campaign == campaign:
@@ -808,7 +824,7 @@ def _look(program, state, known, told, r, now, scratch):
             true, flip = _atom(program, a, state, known, r, now, scratch)
         _set_truth(program, a, known, r, true, scratch)
         wake = min(wake, flip)
-    _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, scratch, False)
+    _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, np.uint32(0), scratch, False)
     before, p = 0, known.persons[r].pendings
     while p != 0:
         if known.pendings[p - 1].due <= now:
@@ -888,7 +904,7 @@ def fill(program, state, known, told, atoms, segments, first, persons, now, scra
         wake = _look_at_atoms(program, atoms, state, known, r, now, scratch)
         for k in range(segments.size):
             scratch.dirty[segments[k] >> 6] |= np.uint64(1) << np.uint64(segments[k] & 63)
-        _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, scratch, True)
+        _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, np.uint32(0), scratch, True)
         _wake(known, r, wake)
     return persons
 

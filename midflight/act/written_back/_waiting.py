@@ -100,6 +100,11 @@ class Waiting:
             else:
                 self.db.execute("DELETE FROM filled WHERE way = ? AND segment = ?", (way, segment))
 
+    def refill(self) -> None:
+        """Have all ways be given all members of all segments once more."""
+        with self.db:
+            self.db.execute("UPDATE filled SET version = 0")
+
     def people(self, way: str, after: str, most: int) -> list[tuple[str, dict[str, list]]]:
         """Return people with their states, of each name a time and a value, in the order of their keys."""
         query = "SELECT recipient, state FROM person WHERE way = ? AND recipient > ? ORDER BY recipient LIMIT ?"

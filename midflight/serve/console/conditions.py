@@ -150,8 +150,14 @@ def raw_of(node: Node, at: str, places: dict[str, str]) -> dict | None:
         return raw_of(node.children[0], at, places)
     word = "any" if node.join in ("any", "none") else "all"
     outer = f"{at}.not" if node.join in ("none", "not_all") else at
-    parts = [raw_of(child, f"{outer}.{word}[{n}]", places) for n, child in enumerate(node.children)]
-    raw = {word: [part for part in parts if part is not None]}
+    parts: list[dict] = []
+    for child in node.children:
+        # A group without lines says nothing.
+        part = raw_of(child, f"{outer}.{word}[{len(parts)}]", places)
+        parts += [part] if part is not None else []
+    if not parts:
+        return None
+    raw = {word: parts}
     return {"not": raw} if node.join in ("none", "not_all") else raw
 
 

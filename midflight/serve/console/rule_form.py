@@ -260,13 +260,13 @@ def go_on(request: Request, session: Session = Depends(visitor), fields: dict = 
     try:
         if do != "save":
             return page(request, session, form, found=tried(request, name or "This rule", raw, form.value("window")))
-        done = ruling.put_rule(
+        later = ruling.put_rule(
             site, name, raw, form.version + 1, bool(form.value("keep")), session.user, form.value("why").strip()[:why_chars_max]
         )
     except MidflightError as error:
         told_beside(form, error)
         return page(request, session, form, error.status)
-    return RedirectResponse(link_of(name) + ("" if done else "&order=later"), 303)
+    return RedirectResponse(link_of(name) + (f"&order={later}" if later else ""), 303)
 
 
 def read(fields: dict[str, str], ways: dict[str, Way]) -> Form:

@@ -77,15 +77,18 @@ def shown(
             raise
         return render(request, "later.html", session=session, title=name, note=note["text"], back="/rules", of="Rules")
     with site.store.view() as view:
-        definitions = ruling.definitions_of(view)
+        definitions, log_us = ruling.definitions_of(view), view.log_time_us
     with ruling.acted(site.config) as actions:
         totals = actions.totals().get(name, {}) if actions else {}
         row = ruling.rule_row(definitions, actions, name, totals)
         versions = ruling.versions_of(actions, name)
         latest = actions.listed("rule", (name,), count_max=actions_shown) if actions else []
+    limits = acts_of(row["definition"]).limits
+    state = (site.clock.now_us() // 60_000_000, row["version"])
+    worth = request.app.state.kept.get(("earned", name), state, lambda: ruling.earned_of(site.config, name, limits, log_us))
     return render(
         request, "rule.html", status, session=session, row=row, limits=limits_of(row["definition"]), versions=versions, latest=latest,
-        note=note, trouble=trouble, hold=hold_of(request), autonomies=AUTONOMY, fired=sum(totals.values()),
+        note=note, trouble=trouble, earned=worth, hold=hold_of(request), autonomies=AUTONOMY, fired=sum(totals.values()),
         undoable=ruling.undoable_of(site.config), **since(site.clock.now_us()),
     )  # fmt: skip
 

@@ -46,9 +46,10 @@ def fields_of(struct: type[msgspec.Struct], before: str = "", label: str = "", w
         hint = hints[one.name]
         kinds = _kinds(hint)
         inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)), None)
-        words = f"{label} {one.name}".strip().replace("_", " ")
+        name = one.encode_name
+        words = f"{label} {name}".strip().replace("_", " ")
         if inner is not None:
-            found += fields_of(inner, f"{before}{one.name}.", words)
+            found += fields_of(inner, f"{before}{name}.", words)
             continue
         literal = next((kind for kind in kinds if typing.get_origin(kind) is typing.Literal), None)
         several = any(typing.get_origin(kind) in (tuple, list) for kind in kinds)
@@ -57,8 +58,8 @@ def fields_of(struct: type[msgspec.Struct], before: str = "", label: str = "", w
         )
         found.append(
             Field(
-                path=f"{before}{one.name}", label=words.capitalize(), needed=one.required, choices=choices, hint=HINTS.get(one.name, ""),
-                names=LISTS.get(one.name, ""), long=_chars(hint) >= long_chars, number=bool({int, float} & set(kinds)), several=several,
+                path=f"{before}{name}", label=words.capitalize(), needed=one.required, choices=choices, hint=HINTS.get(name, ""),
+                names=LISTS.get(name, ""), long=_chars(hint) >= long_chars, number=bool({int, float} & set(kinds)), several=several,
                 free=not several and not choices and not {str, int, float} & set(kinds),
             )
         )  # fmt: skip
