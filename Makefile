@@ -13,6 +13,8 @@ RUN := $(VENV)/.run
 TEST := $(VENV)/.test
 BROWSER := $(VENV)/.browser
 ARGS ?=
+# Tests run side by side; each worker may start a whole system of its own.
+WORKERS ?= 2
 
 .PHONY: help demo test test-long bench docs lock format clean
 
@@ -23,7 +25,7 @@ demo: $(RUN)  ## a live campaign from signed webhooks on this machine; open the 
 	$(BIN)/midflight demo $(ARGS)
 
 test: $(TEST) $(BROWSER)  ## all tests but the long ones; ARGS="-k door" narrows
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-long: $(TEST) $(BROWSER)  ## the long tests: crashes, floods, millions of rows
 	$(BIN)/python -m pytest -m long -o timeout=3600 $(ARGS)

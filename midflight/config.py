@@ -95,6 +95,24 @@ class Automation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     allow_http: bool = False  # whether they may call without TLS
 
 
+class AlertMail(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """To whom alerts go by email."""
+
+    channel: str = ""  # the channel by which they go
+    from_address: str = ""  # what they come from
+    to: Annotated[list[str], msgspec.Meta(max_length=20)] = []  # who gets them; nobody where it is empty
+
+
+class Alerts(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Whom to tell when something needs somebody: see [operating](operating.md#alerts). Nobody is told unless somebody is named."""
+
+    ways: Annotated[list[str], msgspec.Meta(max_length=20)] = []  # ways out of kind slack, teams or webhook, by their names
+    email: AlertMail = msgspec.field(default_factory=AlertMail)  # by which channel, from which address, and to whom emails go
+    console_url: str = ""  # where links lead: the console's address as people reach it, as `https://midflight.shop.example`
+    repeat_hours: Annotated[float, msgspec.Meta(ge=0.1, le=24 * 30)] = 12.0  # what lasts is told again after so long
+    per_hour: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20  # single alerts within an hour; more are told together in one
+
+
 class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """All settings, each with a default that suits one machine."""
 
@@ -116,6 +134,7 @@ class Config(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ways_back: dict[str, dict] = {}
     sending: Sending = msgspec.field(default_factory=Sending)
     automation: Automation = msgspec.field(default_factory=Automation)
+    alerts: Alerts = msgspec.field(default_factory=Alerts)
     expected_messages: int = 0  # messages within `dedup_days` that the engine takes memory for when it starts; more may come
     shards: int = 1  # parts the recipients are divided into, 1 to 64; the numbers are the same for any
 
@@ -201,7 +220,7 @@ def refuse_unknown(raw: object, struct: type[msgspec.Struct], at: str, where: st
             refuse_unknown(value, SECTIONS[section], f"{at}.{name}", where)
 
 
-SECTIONS = {section.__name__: section for section in (Door, Console, Attribution, Retention, Sending, Automation)}
+SECTIONS = {section.__name__: section for section in (Door, Console, Attribution, Retention, Sending, Automation, Alerts, AlertMail)}
 expected_messages_max = 1_000_000_000
 
 
@@ -239,6 +258,7 @@ def check(config: Config) -> Config:
         if "kind" not in settings:
             raise ConfigError(f"Way `{name}` says no kind", expected="`kind: slack` or another", where=f"$.ways.{name}.kind")
     check_automation(config)
+    check_alerts(config)
     return config
 
 
@@ -254,6 +274,25 @@ def check_automation(config: Config) -> None:
         if name not in {"email", *config.ways}:
             todo = nearest(name[:100], ["email", *config.ways])
             raise ConfigError(f"Unknown way out `{name[:100]}`", where=f"$.automation.per_way.{name[:100]}", todo=todo)
+
+
+def check_alerts(config: Config) -> None:
+    """Raise ConfigError for alerts to ways or channels that are not there, and links that lead nowhere."""
+    alerts = config.alerts
+    for index, name in enumerate(alerts.ways):
+        if name not in config.ways or alerts.ways.index(name) < index:
+            todo = nearest(name[:100], list(config.ways))
+            raise ConfigError(f"Unknown way out `{name[:100]}`, or named twice", where=f"$.alerts.ways[{index}]", todo=todo)
+    if alerts.email.to and alerts.email.channel not in config.channels:
+        name = alerts.email.channel[:100]
+        todo = nearest(name, list(config.channels))
+        raise ConfigError(f"Unknown channel `{name}`", where="$.alerts.email.channel", todo=todo)
+    if len({to.lower() for to in alerts.email.to}) < len(alerts.email.to):
+        raise ConfigError("Somebody is named twice", got=alerts.email.to, where="$.alerts.email.to")
+    url = urlsplit(alerts.console_url)
+    if alerts.console_url and (url.scheme not in ("http", "https") or not url.netloc or url.query or url.fragment):
+        got = alerts.console_url[:200]
+        raise ConfigError("Not the console's address", expected="`https://midflight.example.com`", got=got, where="$.alerts.console_url")
 
 
 def check_places(config: Config) -> None:

@@ -17,6 +17,7 @@ from midflight.commands import backtest
 from midflight.decide.limits import held_out
 from midflight.events import Event
 from midflight.kit.errors import MidflightError
+from midflight.log import Record
 from midflight.serve import trying
 from midflight.serve.trying import Asked, Ended, Found
 
@@ -172,6 +173,21 @@ def test_who_has_left_is_not_written_to_from_then_on(world: World) -> None:
     open_at(world, "ada@x.example")
     _, ended = tried(world, r=rule(OPENED))
     assert [(one.end, one.reason, one.words) for one in ended] == [("sent", "within_limits", ""), ("dropped", "suppressed", "unsubscribed")]
+
+
+def test_an_address_that_is_dead_is_not_written_to(world: World) -> None:
+    """What bounces say of an address counts in a backtest as it does live, and so does a list that somebody put in."""
+    gone = {"bounce_class": "hard", "code": "5.1.1", "detail": "550 5.1.1 The email account that you tried to reach does not exist"}
+    for day in range(4):
+        world.hear(msgspec.structs.replace(did("bounced", day, world.clock.now_us(), "ada@x.example", **gone), message_id=f"m{day}"))
+        world.wait(2 * 24 * 60)
+    listed = {"do": "suppress", "recipients": ["eve@x.example"], "who": "ada"}
+    world.writer.append([Record("definition", "suppressions", 0, {}, msgspec.json.encode(listed))])
+    for number, who in enumerate(("ada", "eve", "bob")):
+        sent = did("sent", 10 + number, world.clock.now_us(), f"{who}@x.example")
+        world.hear(msgspec.structs.replace(sent, message_id=f"s{number}"))
+    _, ended = tried(world, r=rule({"kind": "event", "did": "sent"}))
+    assert {one.recipient[:3]: one.reason for one in ended} == {"ada": "suppressed", "eve": "suppressed", "bob": "within_limits"}
 
 
 def test_holdout_shadow_and_asking_are_told(world: World) -> None:

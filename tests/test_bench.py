@@ -63,7 +63,7 @@ def test_a_part_measured_first_is_kept_and_makes_no_page(tmp_path: Path, monkeyp
     results = tmp_path / "results.json"
     done = CliRunner().invoke(command.app, ["--only", "door", "--out", str(results)])
     assert done.exit_code == 0, done.output
-    wanted = "no page yet: still to be measured: replay, end_to_end, freshness, decide, conductor, restart, growth, peers"
+    wanted = "no page yet: still to be measured: replay, end_to_end, freshness, decide, conductor, restart, growth, rules"
     assert wanted in done.output
     assert json.loads(results.read_bytes())["door_requests_per_s"] == 1.0
     asked = CliRunner().invoke(command.app, ["--page", "--out", str(results)])
@@ -212,7 +212,10 @@ def sample() -> dict:
         "freshness_seconds conductor_smtp_per_s conductor_api_per_s decide_per_s decide_p99_ms growth_ratio_10m_to_100k "
         "bytes_per_recipient bytes_per_message bytes_per_recipient_rss bytes_per_message_rss "
         "growth_ratio_an_hour_late growth_ratio_unexpected "
-        "restart_s restart_door_s restart_events restart_events_after_snapshot restart_snapshot_bytes"
+        "restart_s restart_door_s restart_events restart_events_after_snapshot restart_snapshot_bytes "
+        "rules_segments rules_rules rules_moves_per_event rules_firings_per_event replay_with_rules_events_per_s_core "
+        "replay_without_rules_events_per_s_core replay_with_rules_ratio segment_recipients segment_bytes_per_recipient "
+        "backtest_events_per_s action_events_per_s action_p50_ms action_p99_ms action_probes action_lost action_twice action_calls_per_s"
     ).split()
     return dict.fromkeys(figures, 123.4) | {
         "quick": False,
@@ -222,7 +225,8 @@ def sample() -> dict:
         },
         "measured": {"replay": {"date": "2025-11-24", "seconds": 1.0, "load_before": 0.1, "keys": []}},
         "e2e_rates": [{"asked_per_s": 1000, "per_s": 1000, "lag_s": 0.1}], "e2e_runs_per_s": [1000], "e2e_cpu_s": {"door": 1.0},
-        "freshness_cores": {"door": 0.1}, "growth": [point | {"state_bytes": 1e8, "rss_bytes": 1e8}], "restart_runs_s": [3.0],
+        "freshness_cores": {"door": 0.1}, "action_cores": {"door": 0.1},
+        "growth": [point | {"state_bytes": 1e8, "rss_bytes": 1e8}], "restart_runs_s": [3.0],
         "peer_ratios": {"bytewax": 4.2}, "peers": {"bytewax": peer, "flink": {"left_out": "needs Java, which this machine does not have"}},
     }  # fmt: skip
 

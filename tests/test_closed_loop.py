@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from midflight.decide.breaker import PROBING
+from midflight.sandbox.bounce_loop import BounceLoop
+from midflight.sandbox.follow_up_loop import FollowUpLoop, holdout
 from midflight.sandbox.loop import Loop, Play, Told
 
 CONTROLS = Path(__file__).parent / "controls"
 SHORT = Play(recipients=800, hours=2.0, after=1.0, speed=600.0, seed=7)
+FOLLOWED = Play(recipients=4_000, hours=2.0, after=5.0, speed=360.0, seed=7, policy="fixed_split")
+BOUNCING = Play(recipients=6_000, hours=6.0, after=0.5, speed=360.0, seed=7, policy="fixed_split")
 
 
 def told_of(folder: Path, play: Play) -> Told:
@@ -45,3 +50,33 @@ def test_fifty_kills_and_a_hundred_thousand_people(tmp_path: Path) -> None:
     told = told_of(tmp_path, Play(recipients=100_000, kills=50, speed=120.0, after=4.0))
     assert (told.lost, told.twice, told.differences) == (0, 0, []), told
     assert told.shares["B"] > 0.4, told.shares
+
+
+@pytest.mark.long
+def test_what_a_rule_is_said_to_earn_is_true(tmp_path: Path) -> None:
+    """Who clicks and does not buy is followed up once, one in ten never; processes die; what may be said of the rule holds what is true."""
+    found = FollowUpLoop(tmp_path / "loop", changed(FOLLOWED, kills=4)).follow_ups()
+    assert (found.lost, found.twice, found.held_written, found.told.differences) == (0, 0, 0, []), found
+    assert found.firings > 800 and 0.5 * holdout < found.states["held_out"] / found.firings < 1.6 * holdout
+    assert found.inside_conversions and found.inside is not False, found
+    assert 0.15 < found.conversions < 0.35 and found.followed.revenue > found.held.revenue
+
+
+@pytest.mark.long
+def test_a_conductor_that_follows_up_twice_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: each follow-up is given to its channel twice, and somebody gets two."""
+    monkeypatch.setenv("MIDFLIGHT_BUILD", "follows_up_twice")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(CONTROLS), str(CONTROLS.parent.parent)]))
+    found = FollowUpLoop(tmp_path / "loop", changed(FOLLOWED, recipients=600, hours=1.0, after=2.0, speed=600.0)).follow_ups()
+    assert found.twice > 0 and not found.well, found
+
+
+@pytest.mark.long
+def test_a_provider_that_bounces_is_held_and_released(tmp_path: Path) -> None:
+    """Held soon, tried, released, and nobody is left out; without guards far more bounces."""
+    with_, plain = (BounceLoop(tmp_path / f"{on}", BOUNCING, provider="Microsoft", guards=on).bounces() for on in (True, False))
+    for found in (with_, plain):
+        assert (found.told.lost, found.told.twice, found.told.differences) == (0, 0, []), found
+    assert with_.released and PROBING in [turn.stage for turn in with_.own], with_.turns
+    assert with_.own[0].after < 315 and not plain.turns
+    assert with_.bounced < plain.bounced and with_.arrived > plain.arrived

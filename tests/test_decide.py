@@ -311,13 +311,13 @@ def test_each_state_has_its_hold(life: Life) -> None:
 EVENTS = {
     "unsubscribed": {"event": "unsubscribe"},
     "complained": {"event": "spamreport"},
-    "bounced": {"event": "bounce", "type": "bounce", "status": "5.1.1"},
+    "suspected": {"event": "bounce", "type": "bounce", "status": "5.1.1"},
 }
 
 
 @pytest.mark.parametrize("why", EVENTS)
 def test_who_must_not_be_written_to_is_held(life: Life, why: str) -> None:
-    """Whoever a webhook says unsubscribed, complained or has no mailbox is held once the engine knows, also if told before."""
+    """Whoever a webhook says unsubscribed, complained or may have no mailbox is held once the engine knows, also if told before."""
     with life.up() as door:
         assert "variant" in life.ask()
         event = {"email": "Ada@example.com", "timestamp": int(time.time()), "sg_event_id": why, **EVENTS[why]}

@@ -113,7 +113,7 @@ def test_who_clicks_and_does_not_buy_is_told_after_half_an_hour(world: World) ->
     world.fold()
     ((rule, version, recipient, fired_us, cause),) = world.table("rule, version, recipient, fired_us, cause FROM firings")
     assert (rule, version, recipient) == ("follow up", 1, "ada@x.example")
-    assert fired_us == clicked_us + 30 * M and msgspec.json.decode(cause) == {"at_us": clicked_us}
+    assert fired_us == clicked_us + 30 * M and msgspec.json.decode(cause) == {"at_us": clicked_us, "campaign": "spring"}
 
 
 def test_a_new_segment_fills_from_history_and_follows(world: World) -> None:

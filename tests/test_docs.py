@@ -107,13 +107,16 @@ def test_every_command_is_documented() -> None:
 
 def every_setting() -> dict[str, str]:
     """Return every setting's path and what is said of it beside its definition."""
-    found = {}
-    for setting in _settings.settings_of(Config):
-        found[setting.name] = setting.meaning
-        if isinstance(setting.default, msgspec.Struct):
-            found.pop(setting.name)
-            found |= {f"{setting.name}.{inner.name}": inner.meaning for inner in _settings.settings_of(type(setting.default))}
-    return found | {f"attributes[].{inner.name}": inner.meaning for inner in _settings.settings_of(Attribute)}
+
+    def inside(section: type[msgspec.Struct], prefix: str = "") -> dict[str, str]:
+        found = {}
+        for setting in _settings.settings_of(section):
+            part = type(setting.default)
+            inner = issubclass(part, msgspec.Struct)
+            found |= inside(part, f"{prefix}{setting.name}.") if inner else {f"{prefix}{setting.name}": setting.meaning}
+        return found
+
+    return inside(Config) | {f"attributes[].{inner.name}": inner.meaning for inner in _settings.settings_of(Attribute)}
 
 
 def test_every_setting_is_documented() -> None:

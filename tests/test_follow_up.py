@@ -12,10 +12,11 @@ import pytest
 from played_ways import Listed
 from test_sender import Desk, api, smtp
 
-from midflight.act import kill_switch
+from midflight.act import follow_up, kill_switch
 from midflight.act.actions import Actions
 from midflight.act.begun import Begun
 from midflight.act.follow_up import EmailSays, FollowUps, intent_of
+from midflight.act.gates import Gate
 from midflight.act.intake import Firing
 from midflight.act.ways import way_of
 from midflight.act.ways.email import Email
@@ -26,7 +27,8 @@ from midflight.sandbox.apis import Apis
 from midflight.sandbox.inbox import Inbox
 from midflight.sandbox.mailbox import Mailbox
 from midflight.sandbox.misbehave import Plan
-from midflight.serve.acting import Acting
+from midflight.serve.acting import Acting, Breakers
+from midflight.stream.providers import PROVIDERS
 
 FIELDS = {
     "subject": "Hello {{ attributes.name | default: 'you' }}", "text": "Come back.", "channel": "out", "from_address": "a@shop.example",
@@ -134,6 +136,37 @@ def test_who_must_not_be_written_to_gets_none(tmp_path: Path) -> None:
     assert {message.recipient for message in inbox.messages()} == {f"p{n}@example.com" for n in range(5)}
 
 
+def sent_while_held(folder: Path) -> Counter[str]:
+    """Follow up eight people, of whom one is at a domain and one at a provider that is held, and five at a provider that is tried with two
+    messages. Return how many got theirs, by domain."""
+    with Mailbox(inbox := Inbox()) as box:
+
+        async def act(following: Following) -> None:
+            gates = following.desk.sender.gates
+            gates.providers[PROVIDERS.index("Gmail")] = Gate(("probing",), 2, None, 0.0)
+            gates.domains["held.example"] = Gate(("held",), 0, None, 0.0)
+            # As the conductor has it: what is held is asked about again when a call begins, and a probe is not.
+            gates.providers[PROVIDERS.index("Yahoo")] = Gate(("held",), 0, None, 0.0)
+            following.acting.breakers = lambda: Breakers(providers={PROVIDERS[number]: "held" for number in gates.held()})
+            following.fire("bob@yahoo.com", *(f"p{n}@gmail.com" for n in range(5)), "eve@held.example", "ada@example.com")
+            await following.until(lambda: len(following.rows()) == 8 and not following.states()["called"])
+            assert following.states()["sent"] + following.states()["waiting"] == 8
+
+        run(folder, smtp(box), act)
+    return Counter(message.recipient[message.recipient.rfind("@") + 1 :] for message in inbox.messages())
+
+
+def test_a_follow_up_goes_through_the_gates_of_what_bounces(tmp_path: Path) -> None:
+    """To what is held none goes, of a probe of two there go two, and whoever is elsewhere gets his."""
+    assert sent_while_held(tmp_path) == {"gmail.com": 2, "example.com": 1}
+
+
+def test_a_follow_up_without_gates_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: where follow-ups know of no gate, all go."""
+    monkeypatch.setattr(FollowUps, "_gates", lambda *arguments: [])
+    assert sent_while_held(tmp_path) == {"gmail.com": 5, "example.com": 1, "held.example": 1}
+
+
 @pytest.mark.parametrize("kind", ["smtp", "api"])
 def test_what_is_held_while_it_connects_does_not_leave(kind: str, tmp_path: Path) -> None:
     """The switch is turned after the intent and before the content: nothing arrives; released it goes once."""
@@ -190,6 +223,51 @@ def test_a_build_that_asks_early_is_caught(tmp_path: Path) -> None:
 
         run(tmp_path, smtp(box), act)
     assert inbox.messages()
+
+
+def held_gate(left: int | None) -> Gate:
+    return Gate(("held",), left, None, 0.0)
+
+
+@pytest.mark.parametrize("held", ["provider", "domain", "campaign"])
+def test_what_is_held_because_it_bounces_gets_no_follow_up(held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a breaker holds, follow-ups wait and are no try; of a probe they take their share, and the rest goes after it."""
+    monkeypatch.setattr(follow_up, "held_s", 0.1)
+    with Mailbox(inbox := Inbox()) as box:
+
+        async def act(following: Following) -> None:
+            gates, where = following.desk.sender.gates, {"provider": "gmail.com", "domain": "a.example", "campaign": "gmail.com"}[held]
+            gate = held_gate(0)
+            (closed,) = {"provider": [gates.providers], "domain": [gates.domains], "campaign": [gates.campaigns]}[held]
+            closed[{"provider": PROVIDERS.index("Gmail"), "domain": where, "campaign": "Follow-up: r"}[held]] = gate
+            following.fire(f"ada@{where}", f"bob@{where}")
+            following.fire("cleo@icloud.com", rule="other")
+            await following.until(lambda: len(following.rows()) == 3 and not following.acting.calls and not following.acting.ended)
+            rows = following.rows()
+            assert rows["cleo@icloud.com"]["state"] == "sent"
+            assert {(rows[f"{who}@{where}"]["state"], rows[f"{who}@{where}"]["tries"]) for who in ("ada", "bob")} == {("waiting", 0)}
+            gate.left = 1
+            await following.until(lambda: following.states()["sent"] == 2 and not following.acting.calls)
+            assert gate.sent == 1 and following.states() == {"sent": 2, "waiting": 1}
+            closed.clear()
+            await following.ended(3)
+
+        run(tmp_path, smtp(box), act)
+    assert max(Counter(message.recipient for message in inbox.messages()).values()) == 1 and len(inbox) == 3
+
+
+def test_a_build_that_follows_up_through_a_hold_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: without a look at gates it arrives all the same."""
+    monkeypatch.setattr(FollowUps, "_gates", lambda *_: [])
+    with Mailbox(inbox := Inbox()) as box:
+
+        async def act(following: Following) -> None:
+            following.desk.sender.gates.providers[PROVIDERS.index("Gmail")] = held_gate(0)
+            following.fire("ada@gmail.com")
+            await following.ended(1)
+
+        run(tmp_path, smtp(box), act)
+    assert len(inbox) == 1
 
 
 def test_campaigns_and_follow_ups_share_the_cap(tmp_path: Path) -> None:

@@ -156,7 +156,6 @@ def test_pulse_shows_the_apis_numbers(console: Console) -> None:
     fresh = console.api("/v1/numbers", window="1m")["freshness"]
     for key in ("p50_ms", "p99_ms"):
         assert page.locator(f"[data-fresh={key}]").get_attribute("data-value") == str(fresh[key])
-    assert page.get_by_text("Source transactional has been silent").count() == 1
     page.context.close()
 
 

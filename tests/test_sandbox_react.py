@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from small_door import SmallDoor
 
+from midflight.decide.bounces import bounce_of, classify
 from midflight.kit.clock import Clock, VirtualClock
 from midflight.sandbox.api_vendors import KEYS
 from midflight.sandbox.apis import Apis
 from midflight.sandbox.audience import Audience, audience
+from midflight.sandbox.fortunes import TURNED_AWAY, FollowUp, Trouble
 from midflight.sandbox.inbox import Accepted, Inbox
 from midflight.sandbox.manners import Manners
 from midflight.sandbox.react import Effect, Effects, React, Reactor, forever_us
@@ -261,3 +263,63 @@ def test_an_end_cuts_no_scanners_burst() -> None:
         assert one.next_us == 0
         found.append(cut)
     assert sum(found) > 3
+
+
+# -- follow-ups and trouble --------------------------------------------------------------------------------------------------
+
+
+def followed(one: React, start: int = 0, at_us: int = T0) -> list[Accepted]:
+    return [msgspec.structs.replace(m, campaign="more", variant="v1", at_us=at_us) for m in sent(PEOPLE, vendor="postmark")[start:]]
+
+
+def bought(one: React, campaign: str) -> dict[int, float]:
+    return {order.person: order.value for order in one.orders.values() if order.campaign == campaign}
+
+
+def test_what_a_follow_up_brings_is_known_of_everybody() -> None:
+    """Whoever gets one does what he would have done, and what else he does is the same with and without it."""
+    brings = FollowUp(campaign="more", chance=0.3)
+    with_, without = react(follow_up=brings), react(follow_up=brings)
+    for one in (with_, without):
+        one.take(sent(PEOPLE, vendor="postmark"))
+    messages = followed(with_)[:1000]
+    with_.take(messages)
+    assert bought(with_, "spring") == bought(without, "spring") and not bought(without, "more")
+    would = {n for n, message in enumerate(messages) if without.would(message)["converted"]}
+    assert set(bought(with_, "more")) == would and 0.25 < len(would) / 1000 < 0.33
+    assert len(would & bought(without, "spring").keys()) < 0.6 * len(would), "luck of its own"
+
+
+def test_after_the_end_only_follow_ups_do_something() -> None:
+    """What people do by themselves ends so long after the first message; a follow-up's life goes on."""
+    one = react(follow_up=FollowUp(campaign="more", chance=1.0), lasts_s=1800.0, speed=100.0)
+    one.take(sent(PEOPLE, vendor="postmark"))
+    end_us = one.end_us
+    assert end_us == T0 + 18 * S
+    one.take(followed(one, at_us=end_us))
+    events = [event for _, _, event in one._coming]
+    assert max(e.occurred_at_us for e in events if e.campaign == "spring") <= end_us
+    assert sum(e.kind == "converted" and e.occurred_at_us > end_us for e in events) > 1000
+
+
+def test_trouble_meets_its_provider_and_its_time_alone() -> None:
+    """So many of the messages to one provider come back while it lasts, the same people in every run; before and after none."""
+    trouble = Trouble(provider="Microsoft", from_us=T0, until_us=T0 + S, share=0.8)
+    at = {n for n, provider in enumerate(PEOPLE.providers) if provider == "Microsoft"}
+
+    def back(at_us: int) -> set[int]:
+        one, plain = react(trouble=trouble), react()
+        messages = sent(PEOPLE, vendor="postmark", at_us=at_us)
+        came = [[r.would(m)["bounced"] for m in messages] for r in (one, plain)]
+        return {n for n, (with_, without) in enumerate(zip(*came, strict=True)) if with_ and not without}
+
+    met = back(T0)
+    assert met == back(T0 + S - 1) and met < at and 0.7 < len(met) / len(at) < 0.85
+    assert not back(T0 + S) and not back(T0 - 1)
+
+
+@pytest.mark.parametrize("text", [text for texts in TURNED_AWAY.values() for text in texts])
+def test_what_providers_say_is_read_as_what_it_is(text: str) -> None:
+    """A 5xx text is a block and a 4xx one soft, as the truth has it, and no address is dead for it."""
+    found = classify(bounce_of("", text, "block" if text[0] == "5" else "soft"))
+    assert found.bounce_class == ("block" if text[0] == "5" else "soft") and not found.dead and found.fault != "address"

@@ -56,6 +56,43 @@ def test_a_spike_that_ends_is_held_probed_and_comes_back() -> None:
     assert probing - held == 30 and returning - probing <= 65 and normal - returning >= 3 * 30
 
 
+def lumpy(correlation: float, rate: float, seed: int, hours: int = 48) -> list[str]:
+    """Return the stages of a breaker after a spike, where bounces come in lumps: each 100 messages have a rate of their own."""
+    random, scale = random_of(seed, 7), 1 / correlation - 1
+    alarm = Alarm(why="x", rate_usual=0.015, correlation=correlation)
+    state, _ = step(State(), Look(at_us=0, alarm=alarm), SETTINGS)
+    stages, used, mine, left = [], 0, 0.0, 0
+    for at in range(1, hours * 60):
+        before, allowed = state, decision(state, SETTINGS)
+        count = int(100 * allowed.share) if allowed.messages_max is None else max(0, min(20, allowed.messages_max - used))
+        bad = 0
+        for _ in range(count):
+            if not left:
+                mine, left = float(random.beta(rate * scale, (1 - rate) * scale)), 100
+            bad, left = bad + int(random.random() < mine), left - 1
+        state, _ = step(state, Look(at_us=at * minute, answered=count, bounced=bad), SETTINGS)
+        used = 0 if state.stage_at_us != before.stage_at_us or state.stage != before.stage else used + count
+        if not stages or stages[-1] != state.stage:
+            stages.append(state.stage)
+        if state.stage == NORMAL:
+            break
+    return stages
+
+
+def test_what_is_as_usual_comes_back_however_lumpy_it_is() -> None:
+    """Within two days nearly every one does, with lumps as those of real providers; what stays four times as bad stays held."""
+    for correlation in (0.003, 0.01, 0.02):
+        came = sum(lumpy(correlation, 0.015, seed)[-1] == NORMAL for seed in range(40))
+        assert came >= 38, (correlation, came)
+    assert sum(lumpy(0.02, 0.06, seed)[-1] == NORMAL for seed in range(40)) <= 2
+
+
+def test_a_breaker_that_takes_all_answers_for_one_lump_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: answers that go on as usual say ever less, and hardly any comes back."""
+    monkeypatch.setattr(breaker, "bucket_messages", 1 << 30)
+    assert sum(lumpy(0.02, 0.015, seed)[-1] == NORMAL for seed in range(40)) < 20
+
+
 def test_while_it_goes_on_holds_double_and_little_is_lost() -> None:
     """A block of two days: held 1, 2, 4 ... times as long, and no more than a few dozen messages bounce after the alarm."""
     state, stages, _, bounced = world(lambda at: 0.9 if at >= 10 else 0.015, 2 * 24 * 60, 2)

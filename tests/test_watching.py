@@ -37,7 +37,7 @@ from midflight.stream.providers import PROVIDERS, providers_of
 from midflight.stream.score import TABLE
 from midflight.stream.shard import Shard
 
-HISTORIES = int(os.environ.get("MIDFLIGHT_WATCHED", "400"))
+HISTORIES = int(os.environ.get("MIDFLIGHT_WATCHED", "200"))
 START_US = 1_790_000_000_000_000
 S = 1_000_000
 M = 60 * S

@@ -1,7 +1,8 @@
 """Follow-up emails: one message of a rule's own campaign, by a channel as campaigns go, once for an action.
 
 The action's row is its intent; what holds for campaigns holds here too: who is suppressed or has just unsubscribed gets none, nobody gets
-more in a day than `sending.recipient_per_day`, each has its link to unsubscribe, and webhooks bring back campaign, version and intent.
+more in a day than `sending.recipient_per_day`, what bounces is held, each has its link to unsubscribe, and webhooks bring back campaign,
+version and intent.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import msgspec
 from ..events import recipient_key
 from ..kit.clock import Clock
 from ..kit.errors import ConfigError, MidflightError
+from ..stream.providers import providers_of
 from .calls import Begins, refused
 from .channels.channel import Message
 from .delivery import Withheld
+from .gates import Gate
 from .headers import headers_of
 from .outbox import PLANNED, REFUSED, SENT, SKIPPED, Result, promise_us_max
 from .rulebook import follow_up_of
@@ -28,7 +31,7 @@ from .ways.email import Email, Fields
 from .ways.way import Action, Outcome
 
 wait_s = 5.0  # until a channel that is busy or held is asked again
-no_link_s = 60.0
+no_link_s = held_s = 60.0
 # Codes of channels that say that nothing was taken.
 _NOT_TAKEN = ("unreachable", "connection", "withheld", "401", "403", "429")
 
@@ -102,6 +105,8 @@ class FollowUps:
                 ended.set_result(result)
 
         lane.pace.took(1)
+        for gate in self._gates(action, says):
+            gate.took(1)
         lane.offer(
             [Job(campaign=0, keys=[action.recipient], messages=[message], call=call, tries=0, stale_us=1 << 62, begin=begin, ends=ends)]
         )
@@ -124,12 +129,20 @@ class FollowUps:
             return Outcome(kind="later", code="no_channel", detail=detail, retry_s=no_link_s)
         if why := lane.held():
             return Outcome(kind="later", code="busy", detail=why, retry_s=wait_s)
+        if any(gate.ready(self.clock.monotonic_s(), 1) < 1 for gate in self._gates(action, says)):
+            detail = "its mailbox provider, its domain or what the rule sends is held, because too much bounces there"
+            return Outcome(kind="later", code="busy", detail=detail, retry_s=held_s)
         if self.sender.often([key], self.clock.now_us(), action.id):
             detail = "has got as many messages as anybody may in a day"
             return Outcome(kind="later", code="cap", detail=detail, retry_s=cap_wait_us / 1e6)
         if lane.waiting >= lane.most or not lane.pace.ready(self.clock.monotonic_s(), 1):
             return Outcome(kind="later", code="busy", detail=f"channel `{says.channel}` is busy", retry_s=1.0)
         return None
+
+    def _gates(self, action: Action, says: EmailSays) -> list[Gate]:
+        """Return the gates that a follow-up goes through, which are those of campaigns."""
+        (provider,) = providers_of([action.recipient])
+        return self.sender.gates.of(follow_up_of(action.rule, says.campaign), provider, action.recipient)
 
     def message(self, action: Action, says: EmailSays) -> Message:
         """Return the message of one action: of the same action always the same. Raises RenderError."""

@@ -47,6 +47,10 @@ class Gates:
         )  # fmt: skip
         return [gate for gate in found if gate is not None]
 
+    def held(self) -> list[int]:
+        """Return the providers that nothing at all goes to; where a few messages try one, whoever sends has to ask its gate."""
+        return [provider for provider, gate in self.providers.items() if gate.left == 0]
+
     def barred(self, recipients: list[str], now_s: float) -> set[str]:
         """Return those whose domain may not be written to now."""
         asked: dict[str, int] = {}

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..kit.clock import Clock
-from ..sandbox.loop import Loop, Play, Told, gain
+from ..sandbox.loop import Play, gain
 from ..sandbox.manners import Manners
 from ..sandbox.play import Game, play
 from ..sandbox.settings import kinds, read_keys, sandbox_config, write_files
 from ..sandbox.vendors import SITE
-from ..sandbox.verify import Difference, load_truth, verify
+from ..sandbox.verify import load_truth, verify
 from ..sandbox.world import Scenario
 from ..stream.measures import MEASURES
+from ._loops import BOUNCING, FOLLOWED, bounced, console, followed_up, looped, table_of, told_well
 
 app = typer.Typer(no_args_is_help=True, help="Play an email service provider and its audience against a running door, with known truth.")
-console = Console()
-shown_max = 25
 
 
 @app.command()
@@ -136,18 +132,38 @@ def loop(
     recipients: int = typer.Option(20_000, min=10, max=2_000_000, help="How many people there are."),
     factors: str = typer.Option("1,1.3,0.8,1.1,0.9", help="The variants' true factors on clicks; as many variants as factors."),
     channel: str = typer.Option("smtp", help="By which way: smtp, sendgrid, mailgun, postmark, ses or resend."),
-    hours: float = typer.Option(8.0, min=0.1, help="Virtual hours of the campaign."),
-    after: float = typer.Option(16.0, min=0.0, help="Virtual hours that people live after it."),
-    speed: float = typer.Option(240.0, min=1.0, help="Virtual seconds in one second: 240 makes eight hours of two minutes."),
+    hours: float = typer.Option(0.0, min=0.0, help="Virtual hours of the campaign; 0 is 8, and 4 with `--follow-ups`."),
+    after: float = typer.Option(
+        -1.0, min=-1.0, help="Virtual hours that people live after it; -1 is 16, 5 with `--follow-ups` and 1 with `--bounces`."
+    ),
+    speed: float = typer.Option(
+        0.0,
+        min=0.0,
+        help="Virtual seconds in one second; 0 is 240, which makes eight hours of two minutes, "
+        "300 with `--follow-ups` and 360 with `--bounces`.",
+    ),
     kills: int = typer.Option(0, min=0, help="So often door, engine or conductor is killed on the way and started again."),
     seed: int = typer.Option(1, help="The same seed gives the same people with the same luck."),
     without: bool = typer.Option(False, help="Play it a second time with an equal split, without kills, and compare."),
+    follow_ups: bool = typer.Option(
+        False, help="Beside it a rule writes to those who click and do not buy, one in ten held out: is what it is said to earn true?"
+    ),
+    bounces: str = typer.Option(
+        "", metavar="PROVIDER", help="In the middle this mailbox provider turns mail away for a while: with guards, and without."
+    ),
 ) -> None:
     """Send a campaign to people of the sandbox by Midflight's own processes, over real SMTP or HTTP, and see what it came to."""
-    play_ = Play(
-        recipients=recipients, factors=tuple(float(factor) for factor in factors.split(",")), channel=channel, hours=hours, after=after,
-        speed=speed, kills=kills, seed=seed,
+    if (follow_ups, bool(bounces), without).count(True) > 1:
+        raise typer.BadParameter("one of --follow-ups, --bounces and --without at a time")
+    usual = FOLLOWED if follow_ups else BOUNCING if bounces else Play()
+    play_ = msgspec.structs.replace(
+        usual, recipients=recipients, factors=tuple(float(factor) for factor in factors.split(",")), channel=channel, kills=kills,
+        seed=seed, hours=hours or usual.hours, after=after if after >= 0 else usual.after, speed=speed or usual.speed,
     )  # fmt: skip
+    if follow_ups or bounces:
+        if not (followed_up(play_) if follow_ups else bounced(play_, bounces)):
+            raise typer.Exit(1)
+        return
     with_ = looped(play_, "with Midflight")
     ok = told_well(with_, recipients)
     if without:
@@ -159,26 +175,6 @@ def loop(
             print(f"{what}: {base:,.0f} without, {base + more:,.0f} with; {more:+,.0f} [{low:+,.0f}, {high:+,.0f}], {more / base:+.1%}")
     if not ok:
         raise typer.Exit(1)
-
-
-def looped(play_: Play, what: str) -> Told:
-    with TemporaryDirectory(prefix="midflight-loop-") as folder, console.status(what) as status:
-        return Loop(Path(folder) / "run", play_, lambda line: status.update(f"{what}: {line}")).run()
-
-
-def told_well(told: Told, recipients: int) -> bool:
-    """Print what a run came to; return whether everybody got one message and every number is true."""
-    kills = ", ".join(f"{name} {n}" for name, n in sorted(told.kills.items())) or "none"
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in told.shares.items())
-    print(
-        f"{told.sent:,} messages to {recipients:,} people in {told.seconds:.0f} s; {told.lost} lost, {told.twice} twice; kills: {kills}; "
-        f"{told.again} sent again by hand; {told.untold} events given up; "
-        f"outbox {told.states}; {len(told.differences)} numbers differ from the truth"
-    )
-    print(f"shares: {shares}. {told.claim}")
-    if told.differences:
-        console.print(table_of(told.differences))
-    return told.lost == told.twice == len(told.differences) == 0
 
 
 def chosen(vendors: str) -> tuple[str, ...]:
@@ -230,15 +226,3 @@ def judge(truth, url: str, token: str, timeout_s: float) -> None:
         return
     console.print(table_of(found))
     raise typer.Exit(1)
-
-
-def table_of(found: list[Difference]) -> Table:
-    table = Table(title=f"{len(found)} numbers differ" + (f", the first {shown_max} are" if len(found) > shown_max else ""))
-    for heading in ("campaign", "of", "measure"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("true", justify="right")
-    table.add_column("shown", justify="right")
-    # Whole campaigns first: what differs there tells most.
-    for name, row, measure, true, shown in sorted(found, key=lambda difference: difference.row != "all")[:shown_max]:
-        table.add_row(name or "(none)", row, measure, str(true), str(shown))
-    return table

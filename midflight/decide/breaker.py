@@ -16,7 +16,7 @@ import math
 
 import msgspec
 
-from .spikes import Spike, log_ratio, spiked
+from .spikes import Spike, bucket_messages, log_ratio, spiked
 
 VERSION = 1
 minute_us = 60_000_000
@@ -38,7 +38,10 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=
 
 
 class State(msgspec.Struct, kw_only=True, frozen=True):
-    """A breaker, as plain data. ``answered`` and ``bounced`` are of messages that were sent since ``stage_at_us``."""
+    """A breaker, as plain data. ``answered`` and ``bounced`` are of messages that were sent since ``stage_at_us``.
+
+    ``evidence`` is of the buckets of them that are full; ``open_answered`` and ``open_bounced`` are in the one that is not.
+    """
 
     version: int = VERSION
     stage: str = NORMAL
@@ -48,6 +51,9 @@ class State(msgspec.Struct, kw_only=True, frozen=True):
     held_at_us: int = 0
     answered: int = 0
     bounced: int = 0
+    evidence: float = 0.0
+    open_answered: int = 0
+    open_bounced: int = 0
     rate_usual: float = 0.015
     correlation: float = 0.003
     by_hand: bool = False
@@ -142,7 +148,13 @@ def _counted(state: State, look: Look) -> State:
     if look.answered <= 0 or state.stage == NORMAL:
         return state
     bounced = min(max(0, look.bounced), look.answered)
-    return msgspec.structs.replace(state, answered=state.answered + look.answered, bounced=state.bounced + bounced)
+    state = msgspec.structs.replace(
+        state, answered=state.answered + look.answered, bounced=state.bounced + bounced,
+        open_answered=state.open_answered + look.answered, open_bounced=state.open_bounced + bounced,
+    )  # fmt: skip
+    if state.open_answered < bucket_messages:
+        return state
+    return msgspec.structs.replace(state, evidence=_evidence(state), open_answered=0, open_bounced=0)
 
 
 def _held(state: State, alarm: Alarm, at_us: int, settings: Settings) -> State:
@@ -182,7 +194,9 @@ def _again(state: State) -> str:
 
 
 def _stage(state: State, stage: str, at_us: int) -> State:
-    return msgspec.structs.replace(state, stage=stage, stage_at_us=at_us, step=0, answered=0, bounced=0)
+    return msgspec.structs.replace(
+        state, stage=stage, stage_at_us=at_us, step=0, answered=0, bounced=0, evidence=0.0, open_answered=0, open_bounced=0
+    )
 
 
 def _hold_us(state: State, settings: Settings) -> int:
@@ -190,8 +204,12 @@ def _hold_us(state: State, settings: Settings) -> int:
 
 
 def _evidence(state: State) -> float:
-    """Return the log of the likelihood ratio of "as bad as a spike" to "as usual", by the answers of this stage."""
-    if state.answered == 0:
-        return 0.0
+    """Return the log of the likelihood ratio of "as bad as a spike" to "as usual", by the answers of this stage.
+
+    Bounces come in lumps of a bucket's size, as the detector has learnt them: buckets add up. Taken for one lump, answers that go on and on
+    as usual would say less and less, and where lumps are large never enough to come back.
+    """
+    if state.open_answered == 0:
+        return state.evidence
     model = (state.rate_usual, spiked(state.rate_usual), 1 / state.correlation - 1, 1.0, 0.0)
-    return log_ratio(state.bounced, state.answered, model)
+    return state.evidence + log_ratio(state.open_bounced, state.open_answered, model)

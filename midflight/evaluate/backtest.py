@@ -15,7 +15,7 @@ from ..config import Config
 from ..decide.definitions import Definitions, PutRule, PutSegment, RemoveRule
 from ..decide.gauges import Gauges
 from ..log import Reader, Record
-from ..store.folding import Folding, firing_id, is_definition, load_sources
+from ..store.folding import Folding, firing_id, is_definition, is_list, load_sources
 from ..stream.edge import Edge
 from ..stream.names import Names
 from ..stream.tables import NIL
@@ -104,8 +104,13 @@ class Backtest(Folding):
             for number, effect in enumerate(self.apply(prepared)):
                 self.texts[number].add(prepared.recipients(effect.new_row))
                 yield from self._told(number, effect.told)
+            if is_list(part[-1]):
+                self.listed(part[-1])
             if is_definition(part[-1]) and not (part[-1].at_us >= self.from_us and self._is_tried(part[-1])):
                 yield from self._defined(part[-1])
+
+    def listed(self, record: Record) -> None:
+        """Take in that somebody puts addresses on the list of those not to be written to, or takes them off. Firings go by without it."""
 
     def _is_tried(self, record: Record) -> bool:
         """Whether an order of the log is about a definition that is tried instead of it."""

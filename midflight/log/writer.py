@@ -126,6 +126,11 @@ class Writer:
         return self._folder
 
     @property
+    def at_us(self) -> int:
+        """Return when the last record was appended, in us; 0 where there is none."""
+        return self._place.at_us
+
+    @property
     def position(self) -> int:
         """Return the position that the next record will get; everything before it is durable."""
         return self._place.position

@@ -25,6 +25,8 @@ from ..act.campaigns import Campaigns, Running
 from ..act.lists import keep
 from ..act.orders import Add, Move, Order, Settle, record_of
 from ..act.outbox import Outbox
+from ..act.rule_orders import RuleOrder
+from ..act.rule_orders import record_of as rule_record_of
 from ..config import load_config
 from ..kit.clock import Clock
 from ..kit.errors import MidflightError
@@ -118,19 +120,44 @@ class Loop:
             self._start(name)
         self._await_ready()
         names = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(play.factors)]
-        effects = Effects(variants={name: Effect(clicks=factor) for name, factor in zip(names, play.factors, strict=True)})
-        react = React(
+        effects = msgspec.structs.replace(
+            self.effects, variants={name: Effect(clicks=factor) for name, factor in zip(names, play.factors, strict=True)}
+        )
+        react = self.react = React(
             self.people, effects, seed=play.seed, start_us=self.clock.now_us(), speed=play.speed, through={"smtp": "postmark"},
-            manners=Manners.good(),
+            manners=Manners.good(), **self._world(),
         )  # fmt: skip
         sources = sources_from(read_keys(self.folder / "sandbox.yaml"))
         reactor = Reactor(self.inbox, react, f"http://127.0.0.1:{self.config.door.port}", sources, clock=self.clock)
         with reactor:
             self._order(Add(id="add", campaign="loop", who="sandbox", definition=self._definition(names), audience=self._list()))
+            self._prepare()
             self._order(Move(id="start", campaign="loop", who="sandbox", to="sending"))
             self._watch()
+            self._await(react)
             again = self._settle(react)
         return self._told(began, react, reactor, again)
+
+    # -- what is played beside the campaign ----------------------------------------------------------------------------------------
+
+    effects = Effects()
+
+    def _world(self) -> dict:
+        """Return what else is true of the people."""
+        return {}
+
+    def _settings(self) -> dict:
+        """Return what else stands in the configuration."""
+        return {}
+
+    def _prepare(self) -> None:
+        """Put in place what has to be there before the campaign starts."""
+
+    def _look(self) -> None:
+        """Do what is due while the campaign goes on."""
+
+    def _await(self, react: React) -> None:
+        """Wait for what its end does not wait for."""
 
     # -- processes -------------------------------------------------------------------------------------------------------------
 
@@ -139,6 +166,7 @@ class Loop:
         config, keys = sandbox_config(dict(zip(("door", "console"), ports, strict=True)), self.play.seed, str(self.folder / "data"))
         config["channels"] = {"out": self._channel()}
         config["sending"] = {"speed": self.play.speed}
+        config |= self._settings()
         write_files(self.folder, config, keys)
         self.config = load_config(self.folder / "midflight.yaml")
 
@@ -160,8 +188,12 @@ class Loop:
         environment = os.environ | {"MIDFLIGHT_CONFIG": str(self.folder / "midflight.yaml"), "MIDFLIGHT_SUPERVISED": str(os.getpid())}
         with (self.folder / f"{name}.out").open("a") as out:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-P", "-m", "midflight", name], env=environment, stdout=out, stderr=out, start_new_session=True
+                [sys.executable, "-P", *self._what(name)], env=environment, stdout=out, stderr=out, start_new_session=True
             )
+
+    def _what(self, name: str) -> list[str]:
+        """Return what Python runs as one of the processes."""
+        return ["-m", "midflight", name]
 
     def _kill(self) -> None:
         """Kill one of the processes as hard as there is, and start it again."""
@@ -211,9 +243,9 @@ class Loop:
     def _list(self) -> str:
         return keep(self.config.folder, list_of(self.people))
 
-    def _order(self, order: Order) -> None:
+    def _order(self, order: Order | RuleOrder) -> None:
         """Have an order done, by a door that may be away for a moment. Raises MidflightError with what it was refused for."""
-        record = record_of(order)
+        record = rule_record_of(order) if isinstance(order, RuleOrder) else record_of(order)
 
         def taken() -> bool:
             try:
@@ -257,6 +289,7 @@ class Loop:
                 if process.poll() is not None:
                     said = (self.folder / f"{name}.out").read_text()[-2000:]
                     raise MidflightError(f"The {name} ended by itself with {process.returncode}: {said}")
+            self._look()
             if kills_s and self.clock.monotonic_s() > kills_s[0]:
                 kills_s.pop(0)
                 self._kill()

@@ -12,8 +12,7 @@ import heapq
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from hashlib import blake2b
-from random import Random
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -23,8 +22,9 @@ from ..kit.clock import Clock
 from ..sources import Source
 from .audience import DIMENSION_NAMES, Audience
 from .campaigns import Campaign, Variant
+from .fortunes import FollowUp, Trouble, own_luck
 from .inbox import Accepted, Inbox
-from .life import Happening, Lives, Living, Luck, Timeline, second_us
+from .life import Happening, Lives, Living, Luck, Timeline, human_delay_us, second_us
 from .manners import Manners, Sending, sendings
 from .run import Report, Runner
 from .truth import Cell, truth
@@ -32,6 +32,7 @@ from .vendors import VENDORS
 from .wire import Shipment, requests
 
 forever_us = 400 * 24 * 3600 * second_us
+settles_us = 15 * second_us  # after the last that can come of a follow-up
 tick_s = 0.05
 take_max = 500  # messages in one tick: people's lives are computed between two requests
 batch_max = 200
@@ -74,7 +75,7 @@ class _Own(Luck):
     """The luck of one recipient."""
 
     def __init__(self, seed: int, key: str) -> None:
-        uniform, normal = (Random(blake2b(f"{seed} {what} {key}".encode(), digest_size=16).digest()) for what in ("u", "n"))
+        uniform, normal = (own_luck(seed, what, key) for what in ("u", "n"))
         self._uniform = iter(uniform.random, None)
         self._normal = iter(lambda: normal.gauss(0, 1), None)
 
@@ -94,6 +95,38 @@ class _Letter(Living):
         super().add(kind, at_us, by, **fields)
         if len(self.made) > before:
             self.made[-1].event.metadata = dict(self.attached)
+
+    def turned_away(self, sent_s: float, said: str) -> None:
+        """Let the recipient's provider turn it away."""
+        at = self.time.at(sent_s)
+        if self.vendor.starts:
+            self.add(self.vendor.starts, at)
+        made_of = "soft" if said[0] == "4" and self.vendor.has("soft") else "block"
+        self.add("bounced", at + self.time.span(self.luck.lognormal(4, 1)), bounce_class=made_of, code=said.split()[1], detail=said)
+
+
+class _FollowedUp(_Letter):
+    """A follow-up: who is meant to buy looks at it and buys, nobody else does anything."""
+
+    brings: FollowUp
+
+    def human(self, delivered: int, hidden: bool) -> None:
+        luck, brings = self.luck, self.brings
+        if not luck.chance(brings.chance):
+            return
+        click = self.human_click(delivered + human_delay_us + self.time.span(luck.share() * brings.within_s))
+        self.human_opens(max(delivered + human_delay_us, click - self.time.span(20)), hidden)
+        at = (click + 2 * second_us) // 1000 * 1000
+        self.made.append(self.lives.purchase(luck, self.person, at, brings.price))
+
+
+class Order(msgspec.Struct, gc=False, frozen=True):
+    """What somebody bought because of a message."""
+
+    person: int
+    campaign: str
+    at_us: int
+    value: float
 
 
 def story(made: list[Happening]) -> Counter[str]:
@@ -116,6 +149,9 @@ def story(made: list[Happening]) -> Counter[str]:
 class React:
     """The people of a sandbox. ``through`` says which vendor's webhooks report messages that came another way: ``{"smtp": "postmark"}``.
 
+    ``follow_up`` says which campaign's messages are follow-ups, and what they bring; ``trouble`` which provider turns mail away. From
+    ``lasts_s`` virtual seconds after the first message on nobody does anything any more but because of a follow-up.
+
     It does no input or output: `take` what was accepted, send what is `due`.
     """
 
@@ -130,6 +166,9 @@ class React:
         tag: str = "r",
         through: dict[str, str] | None = None,
         manners: Manners | None = None,
+        follow_up: FollowUp | None = None,
+        trouble: Trouble | None = None,
+        lasts_s: float = 0.0,
     ) -> None:
         self.people = people
         self.effects = effects or Effects()
@@ -137,10 +176,14 @@ class React:
         self.speed = speed
         self.through = through or {}
         self.manners = manners or Manners.good()
+        self.follow_up, self.trouble = follow_up, trouble
+        self.orders: dict[str, Order] = {}
+        self.bounced: list[tuple[int, str]] = []  # when messages were sent that came back, and to which provider
         self.strangers = 0  # messages to nobody of these people
         self.mute = 0  # messages that no vendor of the sandbox reports about
         self._index = {key: person for person, key in enumerate(people.keys)}
         self._timeline = Timeline(start_us, start_us + forever_us, speed)
+        self._lasts_s, self._until_end = lasts_s, self._timeline
         self._lives = Lives(people, self._timeline, tag)
         self._rng = np.random.default_rng([seed, 1])
         self._coming: list[tuple[int, int, Event]] = []
@@ -159,6 +202,9 @@ class React:
     def take(self, messages: list[Accepted]) -> None:
         """Let these messages arrive and live; each at the time it was accepted."""
         made: list[Happening] = []
+        if self._lasts_s and messages and self._until_end is self._timeline:
+            end_us = messages[0].at_us + self._timeline.span(self._lasts_s)
+            self._until_end = replace(self._timeline, end_us=end_us)
         for message in messages:
             person = self._index.get(recipient_key(message.recipient))
             vendor = self.through.get(message.vendor, message.vendor)
@@ -169,6 +215,7 @@ class React:
             else:
                 its = self._live(self._lives, message, vendor, person)
                 made += its
+                self._note(message, person, its)
                 self._results[message.campaign, message.variant, message.wave, message.vendor, *self.people.labels(person)].update(
                     story(its)
                 )
@@ -179,11 +226,34 @@ class React:
 
     def _live(self, lives: Lives, message: Accepted, vendor: str, person: int) -> list[Happening]:
         made: list[Happening] = []
-        luck = _Own(self.seed, self.people.keys[person])
+        key = self.people.keys[person]
         variant = self.effects.on(message.variant, self.labels(person))
-        letter = _Letter(lives, luck, made, message, variant, vendor, person)
-        letter.live((message.at_us - self._timeline.start_us) / second_us * self.speed)
+        sent_s = (message.at_us - self._timeline.start_us) / second_us * self.speed
+        if self.follow_up and message.campaign == self.follow_up.campaign:
+            letter = _FollowedUp(lives, _Own(self.seed, f"follow-up {key}"), made, message, variant, vendor, person)
+            letter.brings = self.follow_up
+            letter.time = replace(self._timeline, end_us=message.at_us + self._timeline.span(self.follow_up.within_s) + settles_us)
+        else:
+            letter = _Letter(lives, _Own(self.seed, key), made, message, variant, vendor, person)
+            letter.time = self._until_end
+        said = self.trouble.said(self.seed, key, message.at_us) if self.trouble and self._at(person) else ""
+        if said:
+            letter.turned_away(sent_s, said)
+        else:
+            letter.live(sent_s)
         return made
+
+    def _note(self, message: Accepted, person: int, made: list[Happening]) -> None:
+        """Note what somebody bought because of a message, and when one was sent that came back."""
+        for event in (happening.event for happening in made):
+            if event.kind == "converted":
+                order = Order(person, message.campaign, event.occurred_at_us, event.value_micros / 1e6)
+                self.orders.setdefault(event.order_id, order)
+            elif event.kind == "bounced":
+                self.bounced.append((message.at_us, self.people.providers[person]))
+
+    def _at(self, person: int) -> bool:
+        return self.people.providers[person] == self.trouble.provider
 
     def due(self, now_us: int) -> list[Shipment]:
         """Return the requests that report what has happened up to now and was not reported."""
@@ -209,6 +279,20 @@ class React:
     def next_us(self) -> int:
         """When the next event is due; 0 where none is left."""
         return self._coming[0][0] if self._coming else 0
+
+    @property
+    def end_us(self) -> int:
+        """When people stop to do anything by themselves."""
+        return self._until_end.end_us
+
+    def clickers(self) -> set[str]:
+        """Return the keys of people of whom the door was told that they clicked, but for those whom a follow-up made click."""
+        followed = self.follow_up.campaign if self.follow_up else ""
+        return {
+            recipient_key(event.recipient)
+            for event in self._told
+            if event.kind == "clicked" and event.campaign != followed and not self._by_machine(event)
+        }
 
     # -- the truth -------------------------------------------------------------------------------------------------------
 

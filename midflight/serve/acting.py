@@ -96,11 +96,15 @@ class Stops(Protocol):
 
 
 class Breakers(msgspec.Struct, kw_only=True):
-    """What is held besides everything, each with why: rules, ways out and mailbox providers by name, and all that reaches a ``person``."""
+    """What is held besides everything, each with why: rules, ways out and mailbox providers by name, and all that reaches a ``person``.
+
+    ``mailing`` are the ways out by which providers get something; None where all are.
+    """
 
     rules: dict[str, str] = {}
     ways: dict[str, str] = {}
     providers: dict[str, str] = {}
+    mailing: frozenset[str] | None = None
     person: str = ""
 
 
@@ -300,10 +304,11 @@ class Acting:
         hour, day = touches.rule(counted, now_us)
         breakers = self.breakers()
         person = row.recipient if rule.action.to_person else ""
+        mailed = person and breakers.providers and (breakers.mailing is None or way in breakers.mailing)
         facts = Facts(
             now_us=now_us, approved=row.approved, suppressed=suppressed.get(row.recipient, ""), held=self.hold.text(),
             breaker=breakers.rules.get(row.rule) or breakers.ways.get(way) or (breakers.person if rule.action.to_person else ""),
-            provider=breakers.providers.get(provider_of(person), "") if breakers.providers and person else "",
+            provider=breakers.providers.get(provider_of(person), "") if mailed else "",
             zone=attributes.get(row.recipient, {}).get(limits.hours.zone_attribute, ""),
             times_us=touches.times_us(row.recipient, counted, now_us, limits.window_us) if limits.window_us else (),
             person=touches.person(person, now_us) if person and self.radius.person_per_day else 0,

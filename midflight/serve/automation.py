@@ -28,6 +28,7 @@ from ..kit.clock import Clock
 from ..kit.errors import MidflightError
 from ..store.experiment import Numbers
 from ..store.firings import Firings
+from ..stream.providers import PROVIDERS
 from .acting import Acting, Breakers
 
 FILE = "actions.begun"
@@ -70,11 +71,12 @@ class Automation:
         stops: StopList, switch: Switch, clock: Clock, *, position: Callable[[], int], behind: Callable[[], str],
         unsafe: str = "", verify: bool | ssl.SSLContext = True,
     ) -> None:  # fmt: skip
-        self.actions, self.behind, self.clock = actions, behind, clock
+        self.actions, self.sender, self.behind, self.clock = actions, sender, behind, clock
         self._trimmed_s = clock.monotonic_s()
         follow_ups = FollowUps(sender, links, clock, unsafe=unsafe)
         guard = guard_of(config.automation)
         self.ways_out = WaysOut(ways, actions, follow_ups, links, clock, guard=guard, verify=verify)
+        self.mailing = frozenset(self.ways_out.mailing())
         self.begun = Begun(config.folder / FILE)
         self.acting = Acting(
             actions, Firings(numbers.store), KnownPeople(numbers, campaigns), self.ways_out, stops=stops, switch=switch, begun=self.begun,
@@ -84,7 +86,10 @@ class Automation:
         sender.followed = self.followed
 
     def breakers(self) -> Breakers:
-        return Breakers(person=self.behind())
+        """Return what is held: a mailbox provider that no campaign writes to gets no follow-up either."""
+        held = [PROVIDERS[number] for number in self.sender.gates.held()]
+        providers = {provider: f"Nothing goes to {provider} now: it is held, see Deliverability" for provider in held}
+        return Breakers(person=self.behind(), providers=providers, mailing=self.mailing)
 
     def followed(self, recipients: list[str], since_us: int, without: str = "") -> dict[str, int]:
         """Return how many follow-ups these have got since then."""

@@ -17,6 +17,7 @@ import numpy as np
 from ..act.actions import Actions
 from ..act.advice import Advice
 from ..act.advice import write as write_advice
+from ..act.alerts import Alerts
 from ..act.begun import Begun
 from ..act.campaigns import Campaigns, NotNow, Running
 from ..act.carriers import carriers_of
@@ -33,13 +34,15 @@ from ..act.stop_list import StopList
 from ..config import Config
 from ..decide.delays import BUCKETS
 from ..decide.evidence import Prior
-from ..kit.clock import Clock
+from ..kit.clock import Clock, SteadyClock
 from ..kit.owned import own
 from ..log import Reader
 from ..store.experiment import Numbers
 from ..store.read import TooSlow
+from .alerting import Alerting, check_alerts
 from .automation import Automation, checked_ways
 from .guarding import Guarding
+from .noticing import Noticing
 from .obeying import Obeying, unsafe_links
 from .protecting import Protecting
 
@@ -48,6 +51,7 @@ logger = logging.getLogger("midflight.conductor")
 tick_s = 0.02
 orders_s = 0.05
 rules_s = 0.05
+alerts_s = 0.2
 fresh_s = 0.2
 waves_s = 0.5
 look_s = 2.0
@@ -78,7 +82,7 @@ def run_conductor(config: Config) -> None:
 async def conduct(config: Config, stop: Callable[[], bool], *, verify: bool | ssl.SSLContext = True) -> None:
     """Conduct the campaigns of one data folder until told to stop. Raises Locked where another process does."""
     config.make_folder()
-    conductor = Conductor(config, Clock(), verify=verify)
+    conductor = Conductor(config, SteadyClock(), verify=verify)
     try:
         await conductor.run(stop)
     finally:
@@ -106,6 +110,7 @@ class Conductor:
     def __init__(self, config: Config, clock: Clock, *, verify: bool | ssl.SSLContext = True) -> None:
         self.config, self.clock, self.verify = config, clock, verify
         self.ways = checked_ways(config)
+        check_alerts(config, self.ways)
         self._lock = own(
             config.folder / "outbox.lock",
             f"Another conductor runs on {config.folder}",
@@ -126,6 +131,7 @@ class Conductor:
         self.guarding: Guarding | None = None
         self.protecting: Protecting | None = None
         self.obeying: Obeying | None = None
+        self.alerting: Alerting | None = None
         self.ready: dict[int, tuple[Campaign, Ready]] = {}
         self.watches: dict[int, Watch] = {}
         self.looked_s: dict[int, float] = {}
@@ -170,18 +176,30 @@ class Conductor:
             self.config, self.campaigns, self.numbers, self.sender, self.guarding, self.automation.applying, self._ready,
             self.links.base_url, self.clock, self.protecting,
         )  # fmt: skip
+        self.alerting = self._alerting()
+        self.alerting.start()
         try:
-            await self._barrier(stop)
             async with asyncio.TaskGroup() as group:
+                # Also while everything else waits for the engine: that is something to be told.
+                group.create_task(self._again_and_again(self.alerting.step, alerts_s, stop))
+                await self._barrier(stop)
                 # Reading a long list must not hold up who is being sent to.
                 group.create_task(self._again_and_again(self.obeying.obey, orders_s, stop))
                 group.create_task(self._again_and_again(self.step, tick_s, stop))
                 group.create_task(self._again_and_again(self.automation.step, rules_s, stop))
         finally:
             await self.obeying.close()
-            await asyncio.gather(self.automation.close(), self.sender.close(stop_s))
+            await asyncio.gather(self.automation.close(), self.sender.close(stop_s), self.alerting.close())
             await self.automation.closed()
             await self.stops.close()
+
+    def _alerting(self) -> Alerting:
+        noticing = Noticing(
+            self.config, self.clock, self.numbers, self.campaigns, self.switch,
+            lambda: {name: lane.held() for name, lane in self.sender.lanes.items()},
+        )  # fmt: skip
+        deliver = {name: calls.deliver for name, calls in self.automation.ways_out.calls.items()}
+        return Alerting(self.config, self.ways, deliver, Alerts(self.outbox), noticing, self.clock, verify=self.verify)
 
     async def _again_and_again(self, act: Callable[[], Awaitable[None]], pause_s: float, stop: Callable[[], bool]) -> None:
         while not stop():

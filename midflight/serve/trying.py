@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import available_timezones
 
+import apsw
 import msgspec
 import numpy as np
 
@@ -28,15 +29,18 @@ from ..act.stop_list import StopList
 from ..act.ways.way import Action, Outcome
 from ..config import Config
 from ..decide.acts import acts_of
+from ..decide.dead_addresses import FINE
 from ..decide.definitions import Definitions
 from ..decide.limits import hour_us, minute_us
 from ..evaluate.backtest import Backtest, Change
 from ..evaluate.backtest import Firing as Fired
 from ..kit.clock import Clock, VirtualClock
 from ..kit.errors import MidflightError, nearest
-from ..log import Reader
+from ..log import Reader, Record
 from ..store.folding import cause_json
 from ..store.read import WrongQuery, iso
+from ..store.schema import SCHEMA
+from ..store.suspecting import Suspecting
 from ..store.write import Changes
 from ..stream.conditions import BadCondition, duration_us
 from ..stream.edge import Prepared
@@ -167,12 +171,17 @@ class Folded(Backtest):
     def __init__(self, config: Config, log: Reader, change: Change, from_us: int, to_us: int) -> None:
         super().__init__(config, log, change, from_us, to_us)
         self.gone: dict[str, tuple[str, int]] = {}
+        db = apsw.Connection(":memory:")
+        db.execute(SCHEMA)
+        self.addresses = Suspecting(db)
         self.zones: dict[str, dict[str, str]] = {}  # recipient -> attribute -> time zone
         self.zone_attributes: set[str] = set()
         self._zone_of = {value_of(name)[1]: name for name in available_timezones()}
 
     def apply(self, prepared: Prepared, recent_from_us: int = NEVER) -> list[Effects]:
         effects = super().apply(prepared, recent_from_us)
+        self.addresses.hear(prepared, effects)
+        self.addresses.write(prepared.log_time_us)
         changes = Changes()
         changes.suppress(prepared, effects)
         for recipient, (why, at_us) in changes.suppressions.items():
@@ -182,6 +191,17 @@ class Folded(Backtest):
                 del self.gone[recipient]
         self._note_zones(prepared)
         return effects
+
+    def suppressed(self, recipient: str, now_us: int) -> str:
+        """Return why somebody must not be written to, or nothing."""
+        why, at_us = self.gone.get(recipient, ("", 0))
+        if why and at_us <= now_us:
+            return why
+        row = self.addresses.row(recipient)
+        return row.address.reason if row and row.address.status != FINE and row.address.until_us > now_us else ""
+
+    def listed(self, record: Record) -> None:
+        self.addresses.obey(record)
 
     def _note_zones(self, prepared: Prepared) -> None:
         given = prepared.batch.given
@@ -380,8 +400,8 @@ class _Run:
         return found, Cursor(epoch="tried", number=self.taken, id=found[-1].id) if found else cursor
 
     def suppressed(self, recipients: Iterable[str]) -> Mapping[str, str]:
-        now_us, gone = self.log_clock.now_us(), self.folded.gone
-        return {one: gone[one][0] for one in recipients if one in gone and gone[one][1] <= now_us}
+        now_us = self.log_clock.now_us()
+        return {one: why for one in recipients if (why := self.folded.suppressed(one, now_us))}
 
     def attributes(self, recipients: Iterable[str]) -> Mapping[str, Mapping[str, object]]:
         return {one: self.folded.zones[one] for one in recipients if one in self.folded.zones}

@@ -19,6 +19,7 @@ from ..stream.hashing import hash_texts
 from ..stream.providers import OTHER, PROVIDERS
 
 names_max = 20_000  # domains, and as many IPs; more are not told apart
+late_us = 3_600_000_000  # what is heard of later than this says nothing about how a stream bounces now
 said_chars_max = 500
 kept_us = 60 * 86_400_000_000  # of signs, and of names that nothing was heard of; by log time
 trimmed_max = 1_000  # rows at a time
@@ -39,8 +40,9 @@ class Answers:
         self._trimmed_us = 0
 
     def hear(self, prepared: Prepared, answered: np.ndarray) -> None:
-        """Count the rows of a batch that are new deliveries and bounces."""
+        """Count the rows of a batch that are new deliveries and bounces, of now: a backlog or an import says how it was."""
         batch = prepared.batch
+        answered = answered[prepared.received[answered] - batch.at_us[answered] <= late_us]
         if not answered.size:
             return
         provider, campaign = batch.provider[answered], batch.campaign[answered]

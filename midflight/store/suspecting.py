@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from typing import NamedTuple
 
 import apsw
 import msgspec
@@ -67,6 +68,20 @@ class Listed(msgspec.Struct, kw_only=True, frozen=True):
     why: str = ""
 
 
+class Bounced(NamedTuple):
+    """A bounce as it was read."""
+
+    event: Event
+    recipient: str
+    provider: str
+    verdict: Verdict
+
+    @property
+    def puts_off(self) -> bool:
+        """Whether it says no more than "come again later", as it is said to everybody who is new."""
+        return self.verdict.reason == "deferred" and self.verdict.by == "words" and not self.verdict.permanent
+
+
 class Suspecting:
     """All addresses that anything was said against. ``changed`` holds what the next commit has to write; None for a row that goes."""
 
@@ -93,7 +108,7 @@ class Suspecting:
         """Take in a batch that was folded."""
         batch = prepared.batch
         answered, alive = _in_order(effects)
-        self.answers.hear(prepared, answered)
+        read: list[tuple[int, Bounced]] = []
         provider, at_us = batch.provider[answered], batch.at_us[answered]
         bounced = batch.kind[answered] == _BOUNCED
         living = (alive > 0) & (at_us // MINUTE_US - alive <= self.providers.settings.alive_us // MINUTE_US) & (provider > OTHER)
@@ -103,12 +118,18 @@ class Suspecting:
         people = prepared.recipients(np.array([row for row, _ in places], np.int64)) if places else []
         for (row, place), recipient in zip(places, people, strict=True):
             if place >= 0 and bounced[place]:
-                self._bounced(prepared, row, recipient, int(alive[place]), pending.get(place, -1))
+                if found := self._bounced(prepared, row, recipient, int(alive[place]), pending.get(place, -1)):
+                    read.append((row, found))
             elif place in steps:
                 self._said(PROVIDERS[provider[place]], count_step, 0, int(at_us[place]))
                 steps.discard(place)
             else:
                 self._alive(prepared, row, recipient, delivered=place >= 0)
+        # Greylisting is no answer: whoever puts everybody off who is new has nothing against us, and is not held for it.
+        put_off = [row for row, found in read if found.puts_off]
+        self.answers.hear(prepared, answered[~np.isin(answered, put_off)] if put_off else answered)
+        for row, found in read:
+            self.answers.bounced(*found, int(prepared.received[row]))
 
     def _steps(self, provider: np.ndarray, delivered: np.ndarray, bounced: np.ndarray) -> tuple[set[int], dict[int, int]]:
         """Count living people to whom providers took mail, by steps that are the same however the log is cut into batches.
@@ -159,22 +180,22 @@ class Suspecting:
         if storm is not None:
             self._storm(storm)
 
-    def _bounced(self, prepared: Prepared, row: int, recipient: str, alive_minute: int, taken: int) -> None:
-        """Take in a bounce. ``taken``: how many living people its provider took mail for since the last step, -1 where this one counts not
-        as living."""
+    def _bounced(self, prepared: Prepared, row: int, recipient: str, alive_minute: int, taken: int) -> Bounced | None:
+        """Take in a bounce, and return what it says. ``taken``: how many living people its provider took mail for since the last step, -1
+        where this one counts not as living."""
         event = prepared.event(row)
         if not recipient or recipient.startswith("id:") or event is None:
-            return
+            return None
         verdict = verdict_of(event)
         kind, at_us = dead_addresses.kind_of(verdict), int(prepared.batch.at_us[row])
         number = int(prepared.batch.provider[row])
         provider = PROVIDERS[number] if number > OTHER else recipient[recipient.rfind("@") + 1 :]
-        self.answers.bounced(event, recipient, provider, verdict, int(prepared.received[row]))
+        found = Bounced(event, recipient, provider, verdict)
         if taken >= 0:
             self._said(provider, taken + 1, int(kind == DEAD), at_us)
         before = self.row(recipient)
         if before is not None and before.address.reason == IMPORTED:
-            return
+            return found
         address = before.address if before else Address()
         if alive_minute * MINUTE_US > address.alive_at_us:
             address = dead_addresses.alive(address, alive_minute * MINUTE_US)
@@ -182,6 +203,7 @@ class Suspecting:
         now = dead_addresses.against(address, answer, provider, self.providers)
         if now != address or (before and now != before.address):
             self._write(recipient, provider, now)
+        return found
 
     def _alive(self, prepared: Prepared, row: int, recipient: str, *, delivered: bool) -> None:
         """Take in that a suspect was delivered to, or opened or clicked."""

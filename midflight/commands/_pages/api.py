@@ -39,8 +39,9 @@ up to 1,000:
 
 The answer is `variant`, `wave`, `propensity` (the chance by which it was chosen), `content` (subject, from_name, html and text, filled in),
 `custom` (what to attach to the message, so that webhooks bring it back) and `unsubscribe_url`; or `hold` with the reason in one word and in
-`what` in words: `unsubscribed`, `complained`, `bounced`, `paused`, `stopped`, `done`, `not_started`, `holdout`, `starting`, `behind`,
-`content` or `unknown_campaign`. Who was told a variant is told the same again, also after a restart: it is on disk before it is said.
+`what` in words: `unsubscribed`, `complained`, `suspected`, `storm`, `dead`, `disabled`, `full` and `imported` (of addresses, see
+[deliverability](deliverability.md)), `paused`, `stopped`, `done`, `not_started`, `holdout`, `starting`, `behind`, `content` or
+`unknown_campaign`. Who was told a variant is told the same again, also after a restart: it is on disk before it is said.
 """
 
 

@@ -45,13 +45,24 @@ def page() -> str:
     for setting in top:
         if isinstance(setting.default, msgspec.Struct):
             section = type(setting.default)
-            parts += [f"## `{setting.name}`", docstring_of(section), table(settings_of(section), setting.name + ".")]
+            parts += [f"## `{setting.name}`", docstring_of(section), table(inside(section), setting.name + ".")]
         elif setting.name == "attributes":
             parts += ["## `attributes`", setting.meaning[0].upper() + setting.meaning[1:] + ".", docstring_of(Attribute)]
             parts += [table(settings_of(Attribute), "attributes[].")]
         elif setting.name == "sources":
             parts += ["## `sources`", SOURCES.strip()]
     return "\n\n".join(part.strip().replace("``", "`") if "```" not in part else part.strip() for part in parts) + "\n"
+
+
+def inside(section: type[msgspec.Struct]) -> list[Setting]:
+    """Return a section's settings; those of a part of it by both names."""
+    found: list[Setting] = []
+    for setting in settings_of(section):
+        if isinstance(setting.default, msgspec.Struct):
+            found += [inner._replace(name=f"{setting.name}.{inner.name}") for inner in inside(type(setting.default))]
+        else:
+            found.append(setting)
+    return found
 
 
 def table(settings: list[Setting], prefix: str = "") -> str:

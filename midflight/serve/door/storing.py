@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from time import monotonic
 
+from ...kit.clock import SteadyClock
 from ...kit.crash import asked, crash_point
 from ...kit.errors import Damaged, Locked, MidflightError
 from ...log import Full, Record, Writer
@@ -22,7 +23,11 @@ class CrashingDisk(OsDisk):
 
 
 def open_writer(folder, clock) -> Writer:
-    return Writer.open(folder, CrashingDisk() if asked else OsDisk(), clock)
+    """Open the log with a clock that does not jump: timers, expiry and numbers by the minute all go by the log's time."""
+    steady = SteadyClock(clock)
+    writer = Writer.open(folder, CrashingDisk() if asked else OsDisk(), steady)
+    steady.not_before(writer.at_us)
+    return writer
 
 
 class Appending:
