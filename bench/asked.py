@@ -48,7 +48,7 @@ def rule(number: int, segments: int) -> dict:
         {"kind": "absence", "after": {"did": "delivered", "campaign": campaign}, "no": {"did": "opened"}, "within": "2d"},
     )[number % 5]
     where = {"not": {"did": "unsubscribed"}} if number % 4 else {"segment": f"segment {number * 3 % segments}"}
-    limits = {"autonomy": "act" if number % 4 == 0 else "observe", "holdout": 0.1, "per_recipient": [{"count": 1, "hours": 24}]}
+    limits = {"autonomy": "act" if number // 5 % 4 == 0 else "observe", "holdout": 0.1, "per_recipient": [{"count": 1, "hours": 24}]}
     return {"when": when, "where": where, "action": {"way": "out", "fields": {"type": "rule.fired"}}, "limits": limits}
 
 

@@ -265,8 +265,8 @@ A backtest reads {said["backtest_events_per_s"]} events/s.
 
 From the first byte of an event's request to its rule's webhook at a server on the same machine, at {said["action_events_per_s"]} events/s,
 one rule in four acting: half within {said["action_p50_ms"]} ms, 99 of 100 within **{said["action_p99_ms"]} ms**,
-over {said["action_probes"]} probes, {said["action_lost"]} lost and {said["action_twice"]} twice, beside
-{said["action_calls_per_s"]} other calls/s. Cores meanwhile: {cores}."""
+over {said["action_probes"]} probes, {said["action_lost"]} lost and {said["action_twice"]} twice; {said["action_calls_per_s"]} calls/s
+in all. Cores meanwhile: {cores}."""
 
 
 def peers(results: dict) -> str:
