@@ -61,6 +61,19 @@ def test_every_way_out_survives_the_form(kind: str) -> None:
             assert msgspec.convert(back, own) == msgspec.convert(fields, own)
 
 
+@pytest.mark.parametrize(("kind", "ticked", "reaches"), [
+    ("sms_twilio", "", True), ("web_push", "", True), ("on_site", "", True), ("webhook", "", False), ("webhook", "1", True),
+])  # fmt: skip
+def test_what_people_read_never_goes_past_an_unsubscribe(kind: str, ticked: str, reaches: bool) -> None:
+    """The empty form says that a rule reaches the person; only where nobody reads it can that be taken out."""
+    assert rule_form.DEFAULTS["to_person"]
+    ways = {"out": a_way(kind)}
+    raw = {"when": {"kind": "event", "did": "opened"}, "action": {"way": "out", "fields": {}}}
+    form = rule_form.form_of("r", 1, raw)
+    form.fields["to_person"] = ticked
+    assert rule_form.definition_of(form, ways)["action"]["to_person"] is reaches
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
