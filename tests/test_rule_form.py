@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import pytest
 
 from midflight.act.ways import REGISTRY as WAYS
 from midflight.act.ways.way import Way
-from midflight.decide.acts import acts_of
+from midflight.act.ways_out import says_of
+from midflight.decide.acts import RuleAction, acts_of
 from midflight.decide.triggers import REGISTRY as TRIGGERS
 from midflight.decide.triggers import trigger_of
-from midflight.kit.errors import MidflightError
+from midflight.kit.errors import ConfigError, MidflightError
 from midflight.serve.console import rule_form
 from midflight.serve.console.rule_form import Form
 
@@ -72,6 +75,21 @@ def test_what_people_read_never_goes_past_an_unsubscribe(kind: str, ticked: str,
     form = rule_form.form_of("r", 1, raw)
     form.fields["to_person"] = ticked
     assert rule_form.definition_of(form, ways)["action"]["to_person"] is reaches
+
+
+@pytest.mark.parametrize("kind", WAYS.names())
+def test_a_rule_that_would_go_past_an_unsubscribe_says_nothing(kind: str) -> None:
+    """Put by the API, such a rule cannot be made into anything to say, where people read it; its ledger says why."""
+    ways = {"out": a_way(kind)}
+    action = WAYS.get(kind).EXAMPLES[0]["actions"][0]
+    fields = msgspec.json.decode(msgspec.json.encode(action.fields))
+    goes = kind in ("email", "sms_twilio", "web_push", "on_site")
+    if kind == "offer_code":
+        ways |= {"inner": a_way("sms_twilio")}
+        fields |= {"way": "inner", "say": {"text": "Here: {{ code }}"}}
+        goes = True
+    with pytest.raises(ConfigError, match="unsubscribed") if goes else contextlib.nullcontext():
+        says_of(ways, RuleAction(way="out", fields=fields, to_person=False))
 
 
 @pytest.mark.parametrize(

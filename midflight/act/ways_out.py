@@ -64,6 +64,11 @@ def says_of(ways: Mapping[str, Way], action: RuleAction, where: str = "$.action"
     way = ways.get(action.way)
     if way is None:
         raise NoWay(f"Unknown way out `{action.way[:100]}`", where=f"{where}.way", todo=nearest(action.way[:100], list(ways)))
+    if way.reaches_people and not action.to_person:
+        raise ConfigError(
+            "People read what goes this way, so it goes to nobody who has unsubscribed", expected="`to_person` true, or left out",
+            got="false", where=f"{where}.to_person",
+        )  # fmt: skip
     inside = f"{where}.fields"
     if isinstance(way, Email):
         return EmailSays(way, dict(action.fields), inside)
@@ -72,7 +77,12 @@ def says_of(ways: Mapping[str, Way], action: RuleAction, where: str = "$.action"
     inner, say = action.fields.get("way"), action.fields.get("say")
     if not isinstance(inner, str) or not isinstance(say, dict) or isinstance(ways.get(inner), OfferCode):
         raise ConfigError("A code is told by another way", expected="`way`, and `say` with that way's fields", where=inside)
-    return Then(type(way), dict(action.fields), inside, says_of(ways, RuleAction(way=inner, fields=say), f"{inside}.say"))
+    return Then(
+        type(way),
+        dict(action.fields),
+        inside,
+        says_of(ways, RuleAction(way=inner, fields=say, to_person=action.to_person), f"{inside}.say"),
+    )
 
 
 class WaysOut:

@@ -37,6 +37,7 @@ class Email(LocalWay):
     """
 
     label: ClassVar[str] = "Follow-up email"
+    reaches_people: ClassVar[bool] = True
     doc: ClassVar[str] = (
         "An email by one of the channels, counted under a campaign of the rule's own. There is always a way `email`; it need not be "
         "configured. It cannot be taken back."

@@ -43,6 +43,7 @@ class OnSite(LocalWay):
     """
 
     label: ClassVar[str] = "On-site message"
+    reaches_people: ClassVar[bool] = True
     doc: ClassVar[str] = "A message on the site's own pages, shown while a recipient is there or when he comes next."
     undoes: ClassVar[str] = "the message is withdrawn, also from pages that are open; closed or clicked, it has been seen"
     Settings = Settings

@@ -52,6 +52,7 @@ class SmsTwilio(Way):
     """
 
     label: ClassVar[str] = "SMS by Twilio"
+    reaches_people: ClassVar[bool] = True
     doc: ClassVar[str] = "A text message. Twilio's report of its delivery settles what became of it. It cannot be taken back."
     Settings = Settings
     Fields = Fields

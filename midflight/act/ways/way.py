@@ -87,6 +87,7 @@ class Way:
     EXAMPLES: ClassVar[tuple[dict, ...]] = ()
     batch_max: ClassVar[int] = 1  # actions in one call
     promise_us: ClassVar[int] = promise_us  # how long a call whose answer never came may be made again, where calls are idempotent
+    reaches_people: ClassVar[bool] = False  # whether the recipient reads it: then it goes to nobody who has unsubscribed
     undoes: ClassVar[str] = ""  # what undoing does, in words; "" where nothing can be taken back
     Settings: ClassVar[type[Settings]] = Settings
     Fields: ClassVar[type[Fields]] = Fields

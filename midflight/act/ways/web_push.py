@@ -59,6 +59,7 @@ class WebPush(Way):
     """
 
     label: ClassVar[str] = "Web push"
+    reaches_people: ClassVar[bool] = True
     doc: ClassVar[str] = "A notification in a browser that somebody has subscribed with. It cannot be taken back."
     Settings = Settings
     Fields = Fields

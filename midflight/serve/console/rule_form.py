@@ -9,13 +9,9 @@ import msgspec
 from fastapi import Depends, Request
 from starlette.responses import RedirectResponse, Response
 
-from ...act.ways.email import Email
-from ...act.ways.on_site import OnSite
 from ...act.ways.slack import Slack
-from ...act.ways.sms_twilio import SmsTwilio
 from ...act.ways.teams import Teams
 from ...act.ways.way import Way
-from ...act.ways.web_push import WebPush
 from ...decide.acts import acts_of
 from ...decide.limits import AUTONOMY, Limits
 from ...decide.triggers import REGISTRY as TRIGGERS
@@ -37,7 +33,6 @@ bars_max = 48
 why_chars_max = 2_000
 WINDOWS = {"1d": "the last day", "7d": "the last 7 days", "30d": "the last 30 days", "": "all that the log has"}
 TO_NOBODY = (Slack, Teams)  # what one's own team reads
-TO_PEOPLE = (Email, SmsTwilio, WebPush, OnSite)  # never to who has unsubscribed, whatever is ticked
 DEFAULTS = {
     "name": "", "version": "0", "kind": "event", "way": "", "to_person": "1", "autonomy": "suggest", "caps": "1 in 24h",
     "cooldown_hours": "", "per_hour": "", "per_day": "", "priority": "", "expires_minutes": "1440", "holdout": "", "seed": "0",
@@ -120,7 +115,7 @@ def definition_of(form: Form, ways: dict[str, Way]) -> dict:
     raw["action"] = {
         "way": way,
         "fields": shapes.raw_of(fields, lambda path: value(f"a_{way}_{path}")),
-        "to_person": bool(value("to_person")) or isinstance(ways.get(way), TO_PEOPLE),
+        "to_person": bool(value("to_person")) or (way in ways and ways[way].reaches_people),
     }
     raw["limits"] = limits_of(form)
     return raw
