@@ -282,6 +282,24 @@ def test_when_capped_the_highest_priority_goes_first_then_the_oldest(desk: Desk)
     assert desk.went() == ["h1", "h2", "l1", "h3", "h0"]
 
 
+def test_a_rule_that_fires_for_a_whole_list_delays_no_other(desk: Desk) -> None:
+    """Rules of the same priority take turns: one firing goes with the next calls, however many of another rule are older."""
+    desk.put("crowd")
+    desk.put("one")
+    desk.put("urgent", priority=5)
+    now_us = desk.world.clock.now_us()
+    crowd = [("crowd", f"c{n:03}") for n in range(300)]
+    found = [*crowd, ("one", "alone"), ("urgent", "first")]
+    desk.world.actions.take(
+        [
+            Firing(number=n, id=id, rule=rule, version=1, recipient=f"p{n}@x.example", fired_us=now_us + n, cause=b"{}")
+            for n, (rule, id) in enumerate(found, 1)
+        ],
+        Cursor(number=len(found)), now_us,
+    )  # fmt: skip
+    assert [row.id for row in desk.world.actions.ready(5)] == ["first", "c000", "alone", "c001", "c002"]
+
+
 def test_who_is_held_out_stays_held_out(desk: Desk) -> None:
     """A rule never acts on the held-out, who are the same after edits and more with a larger share; both sides are on record."""
     people = [f"p{n}@x.example" for n in range(200)]

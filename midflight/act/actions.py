@@ -84,14 +84,16 @@ class Actions(Intake):
         return len(rows)
 
     def ready(self, count_max: int, without: Iterable[str] = ()) -> list[Row]:
-        """Return those that may be decided on now: the highest priority first, of the same the oldest, of the same age by id."""
+        """Return those that may be decided on now: the highest priority first; of the same the rules take turns, each with its oldest, of
+        the same age by id. So a rule that fires for a whole list at once delays no other."""
         levels: dict[int, list[str]] = {}
         for rule in self._ready - set(without):
             levels.setdefault(self.book.priority(rule), []).append(rule)
         found: list[tuple] = []
         for priority in sorted(levels, reverse=True):
             lines = [self._line(rule) for rule in levels[priority]]
-            found += islice(merge(*lines, key=lambda values: (values[4], values[0])), count_max - len(found))
+            turns = merge(*(enumerate(line) for line in lines), key=lambda one: (one[0], one[1][4], one[1][0]))
+            found += (values for _, values in islice(turns, count_max - len(found)))
             for line in lines:
                 line.close()
             if len(found) >= count_max:

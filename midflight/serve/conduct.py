@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import apsw
 import msgspec
 import numpy as np
+import uvloop
 
 from ..act.actions import Actions
 from ..act.advice import Advice
@@ -76,7 +77,8 @@ def run_conductor(config: Config) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    asyncio.run(conduct(config, stop.is_set))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(conduct(config, stop.is_set))
 
 
 async def conduct(config: Config, stop: Callable[[], bool], *, verify: bool | ssl.SSLContext = True) -> None:

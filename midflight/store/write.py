@@ -42,7 +42,6 @@ _DERIVED = (
     "meta", "names", "cells", "hours", "delays", "hour_delays", "recent", "recent_delays", "campaigns", "clickers", "dead", "receipts",
     "drops", "freshness", "marks", "suppressions", "addresses", "answers", "signs", "orders", "advised", "people", "segments", "moves",
     "flows", "firings",
-    "firings",
 )  # fmt: skip
 # Who must not be written to, and who was told what, outlives the records that said so.
 NEVER_LOST = ("suppressions", "addresses", "advised")
