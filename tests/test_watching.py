@@ -12,7 +12,7 @@ import pytest
 
 from midflight.events import Event
 from midflight.log.record import Record
-from midflight.stream import watching
+from midflight.stream import program, watching
 from midflight.stream.agents import burst_urls_min, burst_us, too_soon_us
 from midflight.stream.conditions import (
     Attribute,
@@ -528,11 +528,13 @@ def test_what_explains_a_membership_agrees_with_it() -> None:
     assert members > HISTORIES // 8
 
 
-@pytest.mark.parametrize("broken", ["settle_us", "holds"])
+@pytest.mark.parametrize("broken", ["settle_us", "holds", "matters"])
 def test_a_broken_watch_is_caught(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control: a model with one other rule no longer agrees."""
+    """Control: a model with one other rule no longer agrees, nor a program by which nobody is looked at when time changes something."""
     if broken == "settle_us":
         monkeypatch.setattr(watching, "settle_us", watching.settle_us + 1)
+    elif broken == "matters":
+        monkeypatch.setattr(program, "_matters_of", lambda compiler, wholes, timed, rises: [[] for _ in timed])
     else:
         holds = Person.holds
         monkeypatch.setattr(Person, "holds", lambda self, condition, now: holds(self, condition, now + 1))

@@ -7,7 +7,7 @@ not happen; and a condition that has to hold at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -89,6 +89,15 @@ class Program(NamedTuple):
     by_acts: np.ndarray  # int32, kept atoms that ask for what people did
     by_attribute: np.ndarray  # int32, kept atoms that ask for attributes
     by_time: np.ndarray  # int32, kept atoms that time alone may change
+    rises: np.ndarray  # bool [kept], whether time alone may make it true
+    # segment -> atoms of it that time alone may change: rows from timed[s] to timed[s + 1]
+    timed: np.ndarray  # int32 [segments + 1]
+    timed_atom: np.ndarray  # int32
+    # kept atom -> what has to hold for its change by time to matter to any segment, one row for each place that it has in one, from
+    # matters[atom] to matters[atom + 1]: bits of atoms that must not be false, and of atoms that must not be true; see `_matters_of`.
+    matters: np.ndarray  # int32 [kept + 1]
+    matters_true: np.ndarray  # uint64 [n, words]
+    matters_false: np.ndarray  # uint64 [n, words]
     by_provider: np.ndarray  # int32, kept atoms that ask for the mailbox provider
     # Of somebody of whom nothing is known, not even the provider: the bits of the kept atoms, and of the segments that he is in.
     nobody: np.ndarray  # uint64
@@ -218,6 +227,28 @@ class Compiler:
                 return 0, 0, 0, 0.0, 0, 0, 0, A_PROVIDER, 0, 0, PROVIDERS.index(name)
         raise AssertionError(condition)
 
+    def places(self, condition: Condition) -> Iterator[tuple[int, frozenset[tuple[int, bool]]]]:
+        """Yield for each place of an atom in an expression that was added: the atom, and the atoms beside it on its way up with what they
+        must be for the expression to change with it. Of what is beside it only plain atoms are given."""
+        match condition:
+            case Every(parts) | Some(parts):
+                for number, part in enumerate(parts):
+                    beside = [self._plain(other) for other in parts[:number] + parts[number + 1 :]]
+                    wanted = {(atom, is_ == isinstance(condition, Every)) for atom, is_ in filter(None, beside)}
+                    for atom, above in self.places(part):
+                        yield atom, above | wanted
+            case No(part):
+                yield from self.places(part)
+            case _:
+                yield self.atoms[self._atom(condition)], frozenset()
+
+    def _plain(self, condition: Condition) -> tuple[int, bool] | None:
+        """Return a condition that is one atom, or not one atom, as (atom, what it is where the condition is true); None for others."""
+        if isinstance(condition, No):
+            inner = self._plain(condition.part)
+            return inner and (inner[0], not inner[1])
+        return None if isinstance(condition, Every | Some) else (self.atoms[self._atom(condition)], True)
+
     def atoms_of(self, expression: int) -> list[int]:
         return sorted({code for code in self.code[self.start[expression] : self.start[expression + 1]] if code >= 0})
 
@@ -228,8 +259,9 @@ def compiled(segments: dict[str, Condition], watches: list[Watch], number: Calla
         raise MidflightError("Too many definitions", expected=f"at most {segments_max} segments and {watches_max} rules about people")
     compiler = Compiler(number)
     names = list(segments)
-    for name in names:
-        compiler.expression(whole(segments, segments[name], (name,)))
+    wholes = [whole(segments, segments[name], (name,)) for name in names]
+    for condition in wholes:
+        compiler.expression(condition)
     kept = len(compiler.atoms)
     rows = np.zeros(len(watches), WATCH)
     for row, watch in zip(rows, watches, strict=True):
@@ -245,10 +277,11 @@ def compiled(segments: dict[str, Condition], watches: list[Watch], number: Calla
             row["unless_campaign"] = number("campaign", watch.unless.campaign) if watch.unless.campaign else 0
             row["unless_name"] = name_key(watch.unless.name)
     atoms = np.array(list(compiler.atoms), ATOM) if compiler.atoms else np.zeros(0, ATOM)
-    return _indexed(compiler, atoms, kept, len(names), rows)
+    return _indexed(compiler, atoms, kept, wholes, rows)
 
 
-def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, watches: np.ndarray) -> Program:
+def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, wholes: list[Condition], watches: np.ndarray) -> Program:
+    segments = len(wholes)
     scores = {*steps_kind.tolist(), *ended_kinds.tolist()}
     of_kind: list[list[int]] = [[] for _ in KINDS]
     needs: list[list[int]] = [[] for _ in range(kept)]
@@ -259,6 +292,10 @@ def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, wa
         for kind in scores if atom["ask"] == A_SCORE else [int(atom["kind"])] if atom["ask"] <= A_REVENUE else []:
             of_kind[kind].append(number)
     ask, within = atoms["ask"][:kept], atoms["within"][:kept]
+    timed = ((ask <= A_REVENUE) & (within > 0)) | (ask == A_SCORE)
+    # Revenue becomes more, too, when money that was given back is so long ago.
+    rises = (ask == A_REVENUE) & timed | (ask == A_SCORE) & np.isin(atoms["sign"][:kept], (BELOW, AT_MOST))
+    matters = _matters_of(compiler, wholes, timed, rises)
     nobody = [_of_nobody(atom) for atom in atoms[:kept]]
     nobody_in = [_held(compiler.code[compiler.start[segment] : compiler.start[segment + 1]], nobody) for segment in range(segments)]
     queries: dict[tuple, int] = {}
@@ -280,7 +317,13 @@ def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, wa
         every=np.arange(kept, dtype=np.int32),
         by_acts=np.flatnonzero(ask <= A_SCORE).astype(np.int32),
         by_attribute=np.flatnonzero(ask == A_ATTRIBUTE).astype(np.int32),
-        by_time=np.flatnonzero(((ask <= A_REVENUE) & (within > 0)) | (ask == A_SCORE)).astype(np.int32),
+        by_time=np.flatnonzero(timed).astype(np.int32),
+        rises=rises,
+        timed=_starts(timed_of := [[atom for atom in compiler.atoms_of(segment) if timed[atom]] for segment in range(segments)]),
+        timed_atom=_joined(timed_of),
+        matters=_starts(matters),
+        matters_true=_words([true for rows in matters for true, _ in rows], kept),
+        matters_false=_words([false for rows in matters for _, false in rows], kept),
         by_provider=np.flatnonzero(ask == A_PROVIDER).astype(np.int32),
         nobody=_bits(nobody),
         nobody_in=_bits(nobody_in),
@@ -289,6 +332,29 @@ def _indexed(compiler: Compiler, atoms: np.ndarray, kept: int, segments: int, wa
         on_segment=_starts(on_segment),
         on_segment_watch=_joined(on_segment),
     )
+
+
+def _matters_of(
+    compiler: Compiler, wholes: list[Condition], timed: np.ndarray, rises: np.ndarray
+) -> list[list[tuple[frozenset[int], frozenset[int]]]]:
+    """Return for each kept atom when its change by time may matter, once for each of its places: the atoms none of which may be false, and
+    those none of which may be true.
+
+    Time alone makes nothing true that somebody did, so an atom of that kind beside it that has to be true and is not keeps the segment
+    what it is, whatever else time changes; and so does one that has to be false, is true, and does not end by time. ``rises`` are those
+    of the ``timed`` that time can make true; they always matter, because nothing else looks at them.
+    """
+    found: list[set] = [set() for _ in timed]
+    for condition in wholes:
+        for atom, beside in compiler.places(condition):
+            if rises[atom]:
+                found[atom].add((frozenset(), frozenset()))
+            elif timed[atom]:
+                others = [(other, is_) for other, is_ in beside if other != atom]
+                true = frozenset(other for other, is_ in others if is_ and not rises[other])
+                false = frozenset(other for other, is_ in others if not is_ and not timed[other])
+                found[atom].add((true, false))
+    return [sorted(rows, key=lambda row: (len(row[0]) + len(row[1]), sorted(row[0]), sorted(row[1]))) for rows in found]
 
 
 def _of_nobody(atom: np.void) -> bool:
@@ -317,6 +383,15 @@ def _bits(truths: list[bool]) -> np.ndarray:
     words = np.zeros((len(truths) >> 6) + 1, np.uint64)
     for number in np.flatnonzero(truths).tolist():
         words[number >> 6] |= np.uint64(1) << np.uint64(number & 63)
+    return words
+
+
+def _words(rows: list[frozenset[int]], kept: int) -> np.ndarray:
+    """Return sets of atoms as bits, [sets, words]."""
+    words = np.zeros((len(rows), (kept >> 6) + 1), np.uint64)
+    for row, atoms in enumerate(rows):
+        for atom in atoms:
+            words[row, atom >> 6] |= np.uint64(1) << np.uint64(atom & 63)
     return words
 
 

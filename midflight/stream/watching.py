@@ -419,17 +419,47 @@ def _set_truth(program, a, known, r, true, scratch):
 
 
 @inner
+def _asked(program, a, state, known, r, now, scratch):
+    """Return the same as `_atom`."""
+    if program.atoms[a].ask == A_DID:
+        return _did(program, a, state, known, r, now, scratch)
+    return _atom(program, a, state, known, r, now, scratch)
+
+
+@inner
 def _look_at_atoms(program, atoms, state, known, r, now, scratch):
-    """Bring some atoms up to date; return when time alone may change one of them."""
-    wake = NEVER
+    """Bring some atoms up to date."""
     for k in range(atoms.size):
-        a = atoms[k]
-        if program.atoms[a].ask == A_DID:
-            true, flip = _did(program, a, state, known, r, now, scratch)
-        else:
-            true, flip = _atom(program, a, state, known, r, now, scratch)
-        _set_truth(program, a, known, r, true, scratch)
-        wake = min(wake, flip)
+        true, _ = _asked(program, atoms[k], state, known, r, now, scratch)
+        _set_truth(program, atoms[k], known, r, true, scratch)
+
+
+@inner
+def _matters(program, a, truths, r):
+    """Whether any segment may change where time alone changes an atom, and maybe others with it, before anything else happens.
+
+    Where it does not matter the atom's bit stays as it is when its time comes, and nobody is looked at for it. So a bit may say that
+    something is true that has ended, but never the reverse.
+    """
+    for k in range(program.matters[a], program.matters[a + 1]):
+        kept = False
+        for word in range(program.matters_true.shape[1]):
+            kept |= ((program.matters_true[k, word] & ~truths[r, word]) | (program.matters_false[k, word] & truths[r, word])) != 0
+        if not kept:
+            return True
+    return False
+
+
+@inner
+def _look_at_timed(program, state, known, r, now, scratch):
+    """Bring the atoms up to date that time may have changed and that matter; return when it may change one of them again."""
+    wake = NEVER
+    for k in range(program.by_time.size):
+        a = program.by_time[k]
+        if (program.rises[a] or _bit(known.truths, r, a)) and _matters(program, a, known.truths, r):
+            true, flip = _asked(program, a, state, known, r, now, scratch)
+            _set_truth(program, a, known, r, true, scratch)
+            wake = min(wake, flip)
     return wake
 
 
@@ -588,16 +618,37 @@ def _change(program, s, state, known, told, r, now, cause, row, campaign, scratc
 
 @inner
 def _look_at_segments(program, state, known, told, r, now, cause, row, campaign, scratch, filling):
-    """Bring the memberships up to date that have to be looked at, in their order."""
+    """Bring the memberships up to date that have to be looked at, in their order; return when time alone may change one of them."""
+    wake = NEVER
     for word in range(scratch.dirty.size):
         left = scratch.dirty[word]
         scratch.dirty[word] = 0
         while left != 0:
             s = (word << 6) + lowest_bit(left)
             left &= left - np.uint64(1)
+            wake = min(wake, _refresh(program, s, state, known, r, now, scratch))
             true = _holds_by_bits(program.code, program.start[s], program.start[s + 1], known.truths, r, scratch.stack)
             if true != _bit(known.bits, r, s):
                 _change(program, s, state, known, told, r, now, cause, row, campaign, scratch, filling)
+    return wake
+
+
+@inner
+def _refresh(program, s, state, known, r, now, scratch):
+    """Correct the bits of a segment's atoms that have ended without mattering; return when time alone changes one of it that matters.
+
+    Whatever else such an atom is part of did not change when it ended, and does not now: it need not be looked at.
+    """
+    for k in range(program.timed[s], program.timed[s + 1]):
+        a = program.timed_atom[k]
+        if _bit(known.truths, r, a) and not _asked(program, a, state, known, r, now, scratch)[0]:
+            known.truths[r, a >> 6] ^= np.uint64(1) << np.uint64(a & 63)
+    wake = NEVER
+    for k in range(program.timed[s], program.timed[s + 1]):
+        a = program.timed_atom[k]
+        if (program.rises[a] or _bit(known.truths, r, a)) and _matters(program, a, known.truths, r):
+            wake = min(wake, _asked(program, a, state, known, r, now, scratch)[1])
+    return wake
 
 
 # -- events ------------------------------------------------------------------------------------------------------------------------
@@ -756,12 +807,14 @@ def watch_row(program, state, known, told, batch, i, r, m, now, other_kinds, cha
     if not known.persons[r].met:
         _meet(program, state, known, r, now, scratch)
     if other_kinds:
-        wake = _look_at_atoms(program, program.by_acts, state, known, r, now, scratch)
+        _look_at_atoms(program, program.by_acts, state, known, r, now, scratch)
+        # What somebody did last may have been earlier than it seemed, and end earlier.
+        wake = _look_at_timed(program, state, known, r, now, scratch)
     else:
         wake = _take_event(program, state, known, batch, i, r, m, campaign, now, scratch)
     if changed_attributes:
-        wake = min(wake, _look_at_atoms(program, program.by_attribute, state, known, r, now, scratch))
-    _look_at_segments(program, state, known, told, r, now, batch.id_hi[i], i, campaign, scratch, False)
+        _look_at_atoms(program, program.by_attribute, state, known, r, now, scratch)
+    wake = min(wake, _look_at_segments(program, state, known, told, r, now, batch.id_hi[i], i, campaign, scratch, False))
     for k in range(program.on_kind[kind], program.on_kind[kind + 1]):
         w = program.on_kind_watch[k]
         if program.watches[w].campaign == 0 or program.watches[w].campaign == campaign:
@@ -782,7 +835,8 @@ def _meet(program, state, known, r, now, scratch):
 
 @inner
 def _take_event(program, state, known, batch, i, r, m, campaign, now, scratch):
-    """Bring the atoms up to date that one more event of its kind may change; return when time alone may change one of them."""
+    """Bring the atoms up to date that one more event of its kind may change; return when time alone may change one of those that were
+    asked anew. Of the others `_refresh` says it, where they have changed."""
     wake = NEVER
     kind, at = batch.kind[i], batch.at_us[i]
     counted = m != NIL and program.of_kind[kind] < program.of_kind[kind + 1] and _is_known(state, m, kind, at)
@@ -796,11 +850,10 @@ def _take_event(program, state, known, batch, i, r, m, campaign, now, scratch):
             if _bit(known.truths, r, a):
                 continue
             if m != NIL and atom.n == 1:
-                # What was untrue until now is true by this event alone.
+                # What was untrue until now is true by this event alone, and this is then the latest of its kind.
                 if counted and (atom.within == 0 or now < at + atom.within):
+                    scratch.stamp[program.query[a]], scratch.at[program.query[a]] = scratch.now[0], at
                     _set_truth(program, a, known, r, True, scratch)
-                    if atom.within != 0:
-                        wake = min(wake, at + atom.within)
                 continue
         true, flip = _atom(program, a, state, known, r, now, scratch)
         _set_truth(program, a, known, r, true, scratch)
@@ -812,19 +865,9 @@ def _take_event(program, state, known, batch, i, r, m, campaign, now, scratch):
 def _look(program, state, known, told, r, now, scratch):
     """A person's time has come: what waited until now, and the segments that time changes; set when it comes again."""
     _forget(scratch)
-    wake = NEVER
-    for k in range(program.by_time.size):
-        a = program.by_time[k]
-        if program.atoms[a].ask == A_DID:
-            # What somebody did does not become true by time.
-            if not _bit(known.truths, r, a):
-                continue
-            true, flip = _did(program, a, state, known, r, now, scratch)
-        else:
-            true, flip = _atom(program, a, state, known, r, now, scratch)
-        _set_truth(program, a, known, r, true, scratch)
-        wake = min(wake, flip)
-    _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, np.uint32(0), scratch, False)
+    wake = _look_at_timed(program, state, known, r, now, scratch)
+    changed = _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, np.uint32(0), scratch, False)
+    wake = min(wake, changed)
     before, p = 0, known.persons[r].pendings
     while p != 0:
         if known.pendings[p - 1].due <= now:
@@ -901,10 +944,10 @@ def fill(program, state, known, told, atoms, segments, first, persons, now, scra
             return r
         known.persons[r].met = 1
         _forget(scratch)
-        wake = _look_at_atoms(program, atoms, state, known, r, now, scratch)
+        _look_at_atoms(program, atoms, state, known, r, now, scratch)
         for k in range(segments.size):
             scratch.dirty[segments[k] >> 6] |= np.uint64(1) << np.uint64(segments[k] & 63)
-        _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, np.uint32(0), scratch, True)
+        wake = _look_at_segments(program, state, known, told, r, now, np.uint64(0), TIMER, np.uint32(0), scratch, True)
         _wake(known, r, wake)
     return persons
 
