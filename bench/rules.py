@@ -100,7 +100,7 @@ def replay(log: Path, data: Path) -> dict:
         "cpu_s": cpu_s,
         "events": db.execute("SELECT coalesce(sum(events), 0) FROM receipts").get,
         "moves": db.execute("SELECT coalesce(sum(n), 0) FROM moves").get,
-        "firings": db.execute("SELECT count(*) FROM firings").get,
+        "firings": db.execute("SELECT coalesce(sum(n), 0) FROM firings").get,
     }
     engine.close()
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import apsw
 import msgspec
+import numpy as np
 import pytest
 from acting_world import DAY, HOUR, MINUTE, PEOPLE, START_US, Broken, World, run, turn_switch
 from acting_world import Store as WorldStore
@@ -31,7 +32,9 @@ from midflight.config import Config
 from midflight.decide.limits import REASONS, Limits, Radius, held_out
 from midflight.kit.clock import Clock
 from midflight.serve.acting import Acting, Breakers
+from midflight.store import fired
 from midflight.store.firings import Firings
+from midflight.store.folding import firing_id
 from midflight.store.read import Store
 from midflight.store.schema import SCHEMA, VERSION
 
@@ -1007,42 +1010,64 @@ def test_a_switch_that_is_looked_at_seldom_is_caught(tmp_path: Path) -> None:
 
 # -- the real store ------------------------------------------------------------------------------------------------------
 
-FIRINGS = """CREATE TABLE IF NOT EXISTS firings (number INTEGER PRIMARY KEY, id TEXT UNIQUE, rule TEXT, version INTEGER, recipient TEXT,
-    fired_us INTEGER, cause BLOB)"""
 
-
-def make_store(path: Path, epoch: str, ids: list[str], first: int = 1) -> None:
-    """Make a store with these firings, in place of what is there."""
+def make_store(path: Path, epoch: str, people: list[str], first: int = 1) -> list[str]:
+    """Make a store, in place of what is there, whose firings are about these people, and return the ids of these."""
     part = path.with_suffix(".new")
     part.unlink(missing_ok=True)
     db = apsw.Connection(str(part))
     db.execute(SCHEMA)
-    db.execute(FIRINGS)
     db.execute("INSERT INTO meta VALUES ('version', ?), ('epoch', ?)", (VERSION, epoch))
-    for number, id in enumerate(ids, first):
-        db.execute("INSERT INTO firings VALUES (?, ?, 'cart', 1, 'a@x.example', 5, '{}')", (number, id))
+    db.executemany("INSERT INTO people VALUES (?, ?)", list(enumerate(people)))
+    for number, _ in enumerate(people):
+        rows = np.zeros(1, fired.FIRED)
+        rows["person"], rows["at_us"], rows["cause_us"], rows["cause"] = number, 5, 4, 7
+        fired.add(db, rows, [("other", 3), ("cart", 1)] if number % 2 else [("cart", 1)])
+    db.execute("UPDATE firings SET number = -(number + ?)", (first - 1,))
+    db.execute("UPDATE firings SET number = -number")
     db.close()
     part.replace(path)
+    return [firing_id("other" if number % 2 else "cart", 3 if number % 2 else 1, who, 7) for number, who in enumerate(people)]
 
 
 def test_firings_are_read_on_and_from_the_start_of_a_store_that_was_made_anew(tmp_path: Path) -> None:
-    """By the store's epoch and by the firing at the cursor one sees that it is another store; one without the table has none."""
+    """By the store's epoch and by the firing at the cursor one sees that it is another store; one that is not there has none."""
     store = Store(Config(), Clock())
     store.path = tmp_path / "store.db"
     firings = Firings(store)
     assert firings.read(Cursor()) == ([], Cursor())
-    make_store(tmp_path / "store.db", "one", [f"f{n}" for n in range(5)])
+    people = [f"p{n}@x.example" for n in range(6)]
+    ids = make_store(tmp_path / "store.db", "one", people[:5])
     found, cursor = firings.read(Cursor(), 3)
-    assert [f.id for f in found] == ["f0", "f1", "f2"] and cursor == Cursor(epoch="one", number=3, id="f2")
-    assert found[0].cause == b"{}"
+    assert [f.id for f in found] == ids[:3] and cursor == Cursor(epoch="one", number=3, id=ids[2])
+    assert found[1] == Firing(
+        number=2, id=ids[1], rule="other", version=3, recipient="p1@x.example", fired_us=5, cause=b'{"at_us":4}'
+    )  # fmt: skip
     found, cursor = firings.read(cursor, 3)
-    assert [f.id for f in found] == ["f3", "f4"] and firings.read(cursor)[0] == []
+    assert [f.id for f in found] == ids[3:] and firings.read(cursor)[0] == []
     # Another making; and one of the same epoch whose numbers are others.
-    make_store(tmp_path / "store.db", "two", [f"f{n}" for n in range(6)], first=100)
-    assert [f.id for f in firings.read(cursor)[0]] == [f"f{n}" for n in range(6)]
-    make_store(tmp_path / "store.db", "one", [f"f{n}" for n in range(6)], first=2)
+    ids = make_store(tmp_path / "store.db", "two", people, first=100)
+    assert [f.id for f in firings.read(cursor)[0]] == ids
+    make_store(tmp_path / "store.db", "one", people, first=2)
     assert len(firings.read(cursor)[0]) == 6
     store.close()
+
+
+def test_firings_of_one_commit_are_read_in_parts(tmp_path: Path) -> None:
+    """However they were written, a reader may stop behind any of them; what is about numbers is about nobody."""
+    db = apsw.Connection(str(tmp_path / "store.db"))
+    db.execute(SCHEMA)
+    db.executemany("INSERT INTO people VALUES (?, ?)", [(n, f"p{n}@x.example") for n in range(40)])
+    db.execute("INSERT INTO names VALUES ('campaign', 9, 'spring')")
+    for size in (1, 30, 9):
+        rows = np.zeros(size, fired.FIRED)
+        rows["person"], rows["cause"], rows["campaign"] = np.arange(size) - 1, np.arange(size), 9
+        fired.add(db, rows, [("cart", 1)])
+    every = fired.fired_after(db, 0, 1_000)
+    assert [one.number for one in every] == list(range(1, 41)) and every[0].recipient == "" and every[-1].recipient == "p7@x.example"
+    assert every[5].cause == b'{"at_us":0,"campaign":"spring"}'
+    assert all(fired.fired_after(db, number, 3) == every[number : number + 3] for number in range(41))
+    db.close()
 
 
 def test_orders_that_make_no_sense_are_refused_and_stop_nothing(desk: Desk) -> None:

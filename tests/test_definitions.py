@@ -27,6 +27,7 @@ from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import MidflightError
 from midflight.log import Reader, Record, Writer
 from midflight.store import asking
+from midflight.store.fired import Fired, fired_after
 from midflight.store.folding import Folding, cause_json
 from midflight.store.host_local import Engine
 from midflight.store.moves import Move, latest_moves, moves_after
@@ -72,7 +73,11 @@ class World:
         engine.close()
 
     def table(self, what: str) -> list[tuple]:
+        """Return what SQL says of the store, with each firing a row of its own."""
         with apsw.Connection(str(self.config.folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY) as db:
+            found = fired_after(db, 0, 1_000_000)
+            db.execute(f"CREATE TEMP TABLE firings ({', '.join(Fired._fields)}, UNIQUE (id))")
+            db.executemany(f"INSERT OR IGNORE INTO temp.firings VALUES ({', '.join('?' * len(Fired._fields))})", found)
             return db.execute(f"SELECT {what}").fetchall()
 
     def told(self) -> tuple[list, list, list, list]:

@@ -38,6 +38,7 @@ from midflight.serve.door.storing import open_writer
 from midflight.serve.protecting import Protecting, standings
 from midflight.store import listing
 from midflight.store.experiment import Numbers
+from midflight.store.fired import fired_after
 from midflight.store.host_local import Engine
 
 SECOND, MINUTE, HOUR, DAY = 1_000_000, 60_000_000, 3_600_000_000, 86_400_000_000
@@ -306,7 +307,7 @@ class Trace:
 
     def firings(self) -> Counter[str]:
         with self.numbers.store.view() as view:
-            return Counter(rule for (rule,) in view.db.execute("SELECT rule FROM firings"))
+            return Counter(one.rule for one in {one.id: one for one in fired_after(view.db, 0, 1_000_000)}.values())
 
     def sums(self, *measures: str, campaign: str = "") -> dict[str, int]:
         """Return what was counted of a campaign, or of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..act.intake import Cursor, Firing
+from .fired import fired_after
 from .read import Store
 
 firings_max = 500  # at a time
@@ -21,22 +22,9 @@ class Firings:
         none. Then it is read from the start, and whoever reads knows firings by their ids.
         """
         with self.store.view() as view:
-            if not view.db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'firings'").get:
-                return [], cursor
             epoch = str(view.db.execute("SELECT value FROM meta WHERE key = 'epoch'").get or "")
-            there = view.db.execute("SELECT id FROM firings WHERE number = ?", (cursor.number,)).fetchone()
-            if epoch != cursor.epoch or (cursor.number and (there is None or str(there[0]) != cursor.id)):
+            there = fired_after(view.db, cursor.number - 1, 1) if cursor.number else []
+            if epoch != cursor.epoch or (cursor.number and [(one.number, one.id) for one in there] != [(cursor.number, cursor.id)]):
                 cursor = Cursor(epoch=epoch)
-            rows = view.db.execute(
-                "SELECT number, id, rule, version, recipient, fired_us, cause FROM firings WHERE number > ? ORDER BY number LIMIT ?",
-                (cursor.number, count_max),
-            ).fetchall()
-        found = [
-            Firing(number=number, id=id, rule=rule, version=version, recipient=recipient, fired_us=fired_us, cause=_bytes(cause))
-            for number, id, rule, version, recipient, fired_us, cause in rows
-        ]
-        return found, Cursor(epoch=epoch, number=found[-1].number, id=str(found[-1].id)) if found else cursor
-
-
-def _bytes(value: object) -> object:
-    return value.encode("utf-8", "replace") if isinstance(value, str) else value
+            found = [Firing(**one._asdict()) for one in fired_after(view.db, cursor.number, count_max)]
+        return found, Cursor(epoch=epoch, number=found[-1].number, id=found[-1].id) if found else cursor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..stream.measures import MEASURES
 
-VERSION = 6
+VERSION = 7
 ENDED = "ended_the_engine"  # why a record is a dead letter that was never read
 
 _KEY = "campaign INTEGER, minute INTEGER, variant INTEGER, wave INTEGER, provider INTEGER, source INTEGER, segment INTEGER"
@@ -93,9 +93,9 @@ CREATE TABLE IF NOT EXISTS moves (number INTEGER PRIMARY KEY, at_us INTEGER NOT 
     rows BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS flows (segment TEXT, hour INTEGER, entered INTEGER NOT NULL, gone INTEGER NOT NULL,
     PRIMARY KEY (segment, hour)) WITHOUT ROWID;
--- What set off a rule about people. id: the same whenever the log is read again; cause: JSON. Trimmed by log time.
-CREATE TABLE IF NOT EXISTS firings (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, rule TEXT NOT NULL, version INTEGER NOT NULL,
-    recipient TEXT NOT NULL, fired_us INTEGER NOT NULL, cause BLOB NOT NULL);
+-- What set off a rule about people, packed by the batch: see store/fired.py. Trimmed by log time.
+CREATE TABLE IF NOT EXISTS firings (number INTEGER PRIMARY KEY, fired_us INTEGER NOT NULL, n INTEGER NOT NULL, rules TEXT NOT NULL,
+    rows BLOB NOT NULL);
 
 -- What could not be read, with its bytes. state: 0 waiting, 1 replayed and folded, 2 replayed and still bad.
 CREATE TABLE IF NOT EXISTS dead (position INTEGER, item INTEGER, source TEXT, reason TEXT, detail TEXT, raw BLOB, at_us INTEGER,

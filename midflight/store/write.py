@@ -25,10 +25,10 @@ from ..stream.measures import FRESHNESS_EDGES_MS, MEASURES
 from ..stream.names import Names
 from ..stream.providers import PROVIDERS
 from ..stream.shard import Effects
-from ..stream.tables import starts, summed
+from ..stream.tables import NIL, starts, summed
 from ..stream.watching import ENTERED, FILLED, FIRED
-from . import moves
-from .folding import Asked, cause_json, firing_id, shards_max
+from . import fired, moves
+from .folding import Asked, shards_max
 from .recent import Recent
 from .schema import SCHEMA, VERSION
 from .suspecting import SOURCE as LISTS
@@ -47,7 +47,6 @@ _DERIVED = (
 NEVER_LOST = ("suppressions", "addresses", "advised")
 _MASK32, _MASK16 = np.uint64(0xFFFFFFFF), np.uint64(0xFFFF)
 told_kept_us = 40 * 86_400_000_000  # moves and firings, by log time
-campaigns_kept_max = 1_000  # names
 flows_kept_us = 400 * 86_400_000_000
 trimmed_max = 10_000  # rows at a time
 minutes_of_freshness_max = 7 * 24 * 60
@@ -239,7 +238,7 @@ class StoreWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._campaigns: dict[int, str] = {}  # by number, of this making of the store
+        self._flows_trimmed = -1  # hour of log time
         self.recent_from = -1  # what `meta` says; -1 before this process has said anything
         self.db = apsw.Connection(str(path), vfs=checking_vfs())
         # The room that each page of a new store leaves for its checksum; an older store stays as it is.
@@ -276,7 +275,6 @@ class StoreWriter:
 
     def empty(self, signature: str, whole: bool = True) -> None:
         """Forget all that is derived, so that it is rebuilt from the log; where that does not reach back, what nobody may forget stays."""
-        self._campaigns.clear()
         with self.db:
             new = self.meta("version") is None
             for table in _DERIVED:
@@ -419,58 +417,41 @@ class StoreWriter:
             if isinstance(one, Redefined):
                 self._redefined(one)
             else:
-                self._moves(one.shard, one.rows[one.rows["what"] != FIRED], one.asked)
-                self._firings(one.shard, one.rows[one.rows["what"] == FIRED], one.asked, changes)
+                self._told(one)
         if changes.told:
-            before_us = changes.log_time_us - told_kept_us
-            for table, at in (("moves", "at_us"), ("firings", "fired_us")):
-                self.db.execute(f"DELETE FROM {table} WHERE number IN (SELECT number FROM {table} ORDER BY number LIMIT ?) AND {at} < ?",
-                                (trimmed_max, before_us))  # fmt: skip
-            self.db.execute("DELETE FROM flows WHERE hour < ?", ((changes.log_time_us - flows_kept_us) // moves.HOUR_US,))
+            self._trim(changes.log_time_us)
 
-    def _moves(self, shard: int, rows: np.ndarray, asked: Asked) -> None:
+    def _trim(self, log_time_us: int) -> None:
+        """Take out what is old, a part at a time."""
+        before_us = log_time_us - told_kept_us
+        for table, at in (("moves", "at_us"), ("firings", "fired_us")):
+            first_us = self.db.execute(f"SELECT {at} FROM {table} ORDER BY number LIMIT 1").get
+            if first_us is not None and first_us < before_us:
+                self.db.execute(
+                    f"DELETE FROM {table} WHERE number IN (SELECT number FROM {table} ORDER BY number LIMIT ?) AND {at} < ?",
+                    (trimmed_max, before_us),
+                )
+        hour = log_time_us // moves.HOUR_US
+        if hour > self._flows_trimmed:
+            # Every row has to be looked at.
+            self._flows_trimmed = hour
+            self.db.execute("DELETE FROM flows WHERE hour < ?", (hour - flows_kept_us // moves.HOUR_US,))
+
+    def _told(self, told: Told) -> None:
+        rows, asked = told.rows, told.asked
+        person = np.where(rows["person"] == NIL, -1, rows["person"].astype(np.int64) * shards_max + told.shard)
+        of_rule = rows["what"] == FIRED
+        if of_rule.any():
+            fired.add(self.db, fired.packed(rows[of_rule], person[of_rule]), asked.rules)
+        rows, person = rows[~of_rule], person[~of_rule]
         if not rows.size:
             return
         members = np.bincount(rows["number"], np.where(rows["what"] == ENTERED, 1, -1), len(asked.segments))
         changed = [(int(n), name) for (name, _), n in zip(asked.segments, members, strict=True) if n]
         self.db.executemany("UPDATE segments SET members = members + ? WHERE name = ?", changed)
-        rows = rows[rows["row"] != FILLED]
-        if rows.size:
-            person = rows["person"].astype(np.int64) * shards_max + shard
-            moves.add(self.db, moves.packed(rows, person), [name for name, _ in asked.segments])
-
-    def _firings(self, shard: int, rows: np.ndarray, asked: Asked, changes: Changes) -> None:
-        """One firing for each cause: the same one, found a second time, is known by its id."""
-        names = self._recipients(shard, rows["person"], changes)
-        columns = (rows[column].tolist() for column in ("number", "cause", "at", "cause_at", "campaign"))
-        fired = []
-        for name, number, cause, at_us, cause_us, campaign in zip(names, *columns, strict=True):
-            rule, version = asked.rules[number]
-            said = cause_json(cause_us, self._campaign(campaign))
-            fired.append((firing_id(rule, version, name, cause), rule, version, name, at_us, said))
-        self.db.executemany(
-            "INSERT OR IGNORE INTO firings (id, rule, version, recipient, fired_us, cause) VALUES (?, ?, ?, ?, ?, ?)", fired
-        )
-
-    def _campaign(self, number: int) -> str:
-        """Return a campaign's name."""
-        if number not in self._campaigns:
-            if len(self._campaigns) >= campaigns_kept_max:
-                self._campaigns.clear()
-            row = self.db.execute("SELECT name FROM names WHERE kind = 'campaign' AND id = ?", (number,)).fetchone()
-            self._campaigns[number] = row[0] if row else ""
-        return self._campaigns[number]
-
-    def _recipients(self, shard: int, persons: np.ndarray, changes: Changes) -> list[str]:
-        """Return the recipients with these rows in their shard."""
-        found = []
-        for number in (persons.astype(np.int64) * shards_max + shard).tolist():
-            name = "" if number < 0 else changes.people.get(number)  # what is about numbers is about nobody
-            if name is None:
-                row = self.db.execute("SELECT recipient FROM people WHERE number = ?", (number,)).fetchone()
-                name = row[0] if row else ""
-            found.append(name)
-        return found
+        came = rows["row"] != FILLED
+        if came.any():
+            moves.add(self.db, moves.packed(rows[came], person[came]), [name for name, _ in asked.segments])
 
     def _redefined(self, now: Redefined) -> None:
         """Forget the members of segments that are gone or begin anew."""
