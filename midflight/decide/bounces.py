@@ -25,6 +25,7 @@ import msgspec
 
 text_chars_max = 2000
 tokens_max = 300
+begin_chars = 3  # of a phrase by which it is looked up, with the space before it
 REASONS = (
     "unknown_mailbox", "mailbox_full", "mailbox_disabled", "no_such_domain", "deferred", "rate_limited", "blocklisted", "policy",
     "authentication", "content", "size", "configuration", "network", "other",
@@ -340,8 +341,10 @@ class Words(NamedTuple):
 
 def plain(text: str) -> Words:
     """Return a text in lower case, without accents, addresses of people, codes, continuation marks and most punctuation."""
-    text = unicodedata.normalize("NFKD", text[:text_chars_max]).lower()
-    text = "".join(char for char in text if not unicodedata.combining(char)).translate(_SPACES)
+    text = text[:text_chars_max].lower()
+    if not text.isascii():
+        text = "".join(char for char in unicodedata.normalize("NFKD", text).lower() if not unicodedata.combining(char))
+    text = text.translate(_SPACES)
     kept, hosts = [], []
     for token in text.split()[:tokens_max]:
         token = token.strip(".#-_/")
@@ -355,12 +358,14 @@ def plain(text: str) -> Words:
 def by_words(words: Words) -> tuple[str, float, str]:
     """Return the reason, how sure the address is dead, and the phrase, of the first rule that fits; ``""`` where none does."""
     text, hosts = words
-    bare = not hosts.strip()
-    for rule, phrase, first, second, in_hosts in _LOOKED_FOR:
-        if in_hosts:
-            if not bare and _says(words, phrase):
-                return rule.reason, rule.dead, phrase
-        elif first in text and second in text:
+    begins = {f" {word} "[:begin_chars] for word in text.split()}
+    # Few phrases begin as a word of a text does.
+    numbers = [number for begin in begins for number in _BEGINNING.get(begin, ())]
+    if hosts.strip():
+        numbers += _IN_HOSTS
+    for number in sorted(numbers):
+        rule, phrase, first, second, in_hosts = _LOOKED_FOR[number]
+        if _says(words, phrase) if in_hosts else first in text and second in text:
             return rule.reason, rule.dead, phrase
     return "", 0.0, ""
 
@@ -466,6 +471,13 @@ def _looked_for() -> Iterator[tuple[Rule, str, str, str, bool]]:
 
 
 _LOOKED_FOR = tuple(_looked_for())
+_IN_HOSTS = [number for number, one in enumerate(_LOOKED_FOR) if one[4]]
+# Every phrase begins with a whole word, or with a part of one that is long enough.
+_BEGINNING: dict[str, list[int]] = {}
+for _number, (_, _, _first, _, _in_hosts) in enumerate(_LOOKED_FOR):
+    if not _in_hosts:
+        assert len(_first) >= begin_chars
+        _BEGINNING.setdefault(_first[:begin_chars], []).append(_number)
 
 
 def _is_code(token: str) -> bool:
