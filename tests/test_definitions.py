@@ -15,7 +15,7 @@ import apsw
 import msgspec
 import pytest
 from system import T0
-from test_watching import M, an_event
+from test_watching import M, S, an_event
 
 from midflight.config import config_from
 from midflight.decide.definitions import BadDefinition, Definitions, PutSegment
@@ -27,10 +27,15 @@ from midflight.kit.clock import VirtualClock
 from midflight.kit.errors import MidflightError
 from midflight.log import Reader, Record, Writer
 from midflight.store import asking
+from midflight.store.attributes import attributes
 from midflight.store.fired import Fired, fired_after
 from midflight.store.folding import Folding, cause_json
 from midflight.store.host_local import Engine
 from midflight.store.moves import Move, latest_moves, moves_after
+from midflight.stream.explained import person_of
+from midflight.stream.hashing import hash_text
+from midflight.stream.program import value_of
+from midflight.stream.watching import attributes_of_person_max
 
 CLICKED_NOT_BOUGHT = {"kind": "absence", "after": {"did": "clicked"}, "no": {"did": "converted"}, "within": "30m"}
 
@@ -246,7 +251,7 @@ def test_the_engine_says_why_somebody_is_in_a_segment(world: World) -> None:
     running.start()
     try:
         deadline = time.monotonic() + 30
-        while not (found := ask(asking.person, world, "ada@x.example")) or not found.known or not found.attributes:
+        while not (found := ask(asking.person, world, "ada@x.example")) or not found.known or not found.segments[1].member:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert [(one.segment, one.member) for one in found.segments] == [("readers", True), ("vips", True)]
@@ -255,7 +260,6 @@ def test_the_engine_says_why_somebody_is_in_a_segment(world: World) -> None:
         assert (bought.true, bought.words) == (True, "never converted")
         assert found.score == 45 and sum(points for points, _ in found.reasons) == 45
         assert {one.kind for one in found.happened} == {"opened", "clicked"} and found.campaigns == {1: "spring"}
-        assert found.attributes == {"plan": None, "age": 41.0}
         assert asking.members(world.config.folder, "readers") == ["ada@x.example", "bob@x.example"]
         assert asking.members(world.config.folder, "nobody knows") == []
         assert not asking.person(world.config.folder, "cy@x.example").known
@@ -270,6 +274,43 @@ def test_the_engine_says_why_somebody_is_in_a_segment(world: World) -> None:
         running.join(60)
     with pytest.raises(asking.NoAnswer):
         asking.person(world.config.folder, "ada@x.example")
+
+
+def test_what_is_said_of_people_is_kept_as_conditions_know_it(world: World) -> None:
+    """The store has each attribute as the engine has it: said late, at one time, twice, contradicting, and beyond the maximum."""
+    rng = random.Random(4)
+    people, events = ["ada@x.example", "bob@x.example"], []
+    for number in range(300):
+        name = rng.choice(("plan", "plan", "city", "age", f"a{number}"))
+        value = rng.choice(("pro", "Pro ", "free", "", 12, 30.5, True, False, ["no", "value"], None))
+        event = Event(
+            source="esp", event_id=f"i{rng.randrange(280)}", kind="identified", occurred_at_us=T0 + rng.randrange(40) * S,
+            recipient=rng.choice(people), traits={name: value, "many": {"no": "value"}},
+        )  # fmt: skip
+        events += [event] * rng.choice((1, 1, 2))
+    events.append(Event(source="esp", event_id="all", kind="identified", recipient=people[0], occurred_at_us=T0, traits={
+        f"b{number}": number for number in range(attributes_of_person_max)
+    }))  # fmt: skip
+    rest = {f"c{number}": number for number in range(90)} | {"plan": "last"}
+    for number in range(3):
+        event = Event(
+            source="esp", event_id=f"rest{number}", kind="identified", recipient=people[0], occurred_at_us=T0 + 99 * S, traits=rest
+        )  # fmt: skip
+        events.append(event)
+        rest = {f"d{number}-{n}": n for n in range(90)}
+    for start in range(0, len(events), 50):
+        world.hear(*events[start : start + 50])
+    engine = world.engine()
+    engine.catch_up()
+    engine.commit()
+    for who in people:
+        kept = {name: value_of(value)[1] for name, value in attributes(engine.store.db, [who]).get(who, {}).items()}
+        (person,) = [one for shard in engine.shards if (one := person_of(shard, hash_text(who)[0]))]
+        names = {number: name for name, number in engine.names.ids["trait"].items()}
+        assert kept == {names[number]: text for number, (_, text) in person.attributes.items()}
+        assert len(kept) > 10
+    assert len(attributes(engine.store.db, people)[people[0]]) == attributes_of_person_max
+    engine.close()
 
 
 def ask(question, world: World, *arguments: str):

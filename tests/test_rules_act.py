@@ -81,11 +81,21 @@ class Shop:
         )  # fmt: skip
 
     def tell(self, kind: str, people: list[str], campaign: str, source: str = "sendgrid") -> None:
+        self.ship(source, [self.event(kind, who, campaign, source) for who in people])
+
+    def ship(self, source: str, events: list[Event]) -> None:
         now_us = Clock().now_us()
-        events = [self.event(kind, who, campaign, source) for who in people]
         request = Shipment(source=source, due_us=now_us, events=events).signed(self.sources[source], now_us, self.system.door)
         answer = httpx.post(request.url, content=request.body, headers=request.headers, timeout=10, trust_env=False)
         assert answer.status_code in (200, 202, 204), answer.text
+
+    def identify(self, who: str, traits: dict[str, object], ago_s: int = 0) -> None:
+        now_us = Clock().now_us()
+        event = Event(
+            source="segment", event_id=f"i-{next(self.numbers)}", kind="identified", occurred_at_us=now_us - ago_s * 1_000_000,
+            recipient=who, traits=traits,
+        )  # fmt: skip
+        self.ship("segment", [event])
 
     def unsubscribe(self, who: str) -> None:
         url = self.links.url(who, "spring", "A", "1")
@@ -217,6 +227,25 @@ def test_nobody_who_has_left_is_written_to(shop: Shop) -> None:
     for found in (mails, hooks):
         assert {who for who, row in found.items() if row["state"] == "dropped" and row["reason"] == "suppressed"} == gone
     assert {message.recipient for message in shop.mails("mail left")} == set(listed) - gone == set(shop.hooks("hook left"))
+
+
+def test_what_is_known_of_people_is_said_and_sets_their_clock(shop: Shop) -> None:
+    """Attributes that came by an event fill in what is said, and say whose night it is; the later word counts."""
+    hour = time.gmtime().tm_hour
+    noon, midnight = (f"Etc/GMT{(hour - local + 11) % 24 - 11:+d}" for local in (12, 0))
+    ada, bob = "ada@known.example", "bob@known.example"
+    shop.identify(ada, {"name": "Ada", "timezone": noon})
+    shop.identify(ada, {"name": "Old"}, ago_s=60)
+    shop.identify(bob, {"name": "Bob", "timezone": midnight})
+    said = {"type": "rule.fired", "data": {"name": "{{ attributes.name }}"}}
+    hours = {"quiet_from": "21:00", "quiet_until": "06:00", "zone_attribute": "timezone"}
+    shop.put("by day", {"kind": "event", "did": "clicked", "campaign": "day"}, "hook", said, holdout=0.0, hours=hours)
+    shop.tell("clicked", [ada, bob], "day")
+    wait_until(lambda: shop.rows("by day").get(ada, {}).get("state") == "sent", f"by day\n{shop.said()}")
+    row = shop.rows("by day")[bob]
+    assert (row["state"], row["reason"]) == ("waiting", "quiet_hours")
+    bodies = [msgspec.json.decode(effect.content.partition(" ")[2])["data"] for effect in list(shop.ways.did)]
+    assert [body["name"] for body in bodies if body["rule"] == "by day"] == ["Ada"]
 
 
 def test_everything_is_held_within_a_second(shop: Shop) -> None:

@@ -51,7 +51,10 @@ def radius_of(settings: Settings) -> Radius:
 
 
 class KnownPeople:
-    """What the conductor knows of people: who must not be written to, and what the newest list that they are in says of them."""
+    """What the conductor knows of people: who must not be written to, and their attributes.
+
+    These are what the newest list says that they are in, and before it what anybody said of them by an event: a list is of one day.
+    """
 
     def __init__(self, numbers: Numbers, campaigns: Campaigns) -> None:
         self.numbers, self.campaigns = numbers, campaigns
@@ -60,7 +63,10 @@ class KnownPeople:
         return self.numbers.suppressed(recipients)
 
     def attributes(self, recipients: Iterable[str]) -> Mapping[str, Mapping[str, object]]:
-        return {recipient: found for recipient in recipients if (found := self.campaigns.attributes_of(recipient, lists_max))}
+        recipients = list(recipients)
+        said = self.numbers.attributes(recipients)
+        found = {recipient: self.campaigns.attributes_of(recipient, lists_max) | said.get(recipient, {}) for recipient in recipients}
+        return {recipient: known for recipient, known in found.items() if known}
 
 
 class Automation:

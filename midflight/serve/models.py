@@ -989,6 +989,14 @@ class WhySegment(Closed):
     why: dict[str, Any]
 
 
+class PersonAttribute(Closed):
+    """What was said last of an attribute, by an event or a poll, and when."""
+
+    name: str
+    value: str | int | float | bool
+    at: str | None
+
+
 class PersonScore(Closed):
     score: int
     reasons: list[tuple[int, str]]
@@ -1004,11 +1012,12 @@ class PersonMessage(Closed):
 
 
 class WholePerson(Person):
-    """Beside what happened: the segments with their reasons, the engagement score, what was sent, what rules did, and why not.
+    """Beside what happened: attributes, the segments with their reasons, the engagement score, what was sent, what rules did, and why not.
 
     ``segments_note`` says why segments and score are not told, where the engine did not answer.
     """
 
+    attributes: list[PersonAttribute]
     segments: list[WhySegment]
     engagement: PersonScore | None
     segments_note: str | None

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from ..act.outbox import STATES
 from ..events import recipient_key
 from ..store import asking
+from ..store.attributes import attributes_of
 from ..store.read import iso
 from . import models, ruling
 from .api import ERRORS, Site, answers, json, known_parameters, name_chars_max, needs, site_of
@@ -33,7 +34,7 @@ def person(request: Request, address: Annotated[str, Path(max_length=name_chars_
     found = {"address": address, "recipient": recipient, "events": events, "note": note}
     return json(
         found | {
-            "segments": [msgspec.to_builtins(one) for one in known.segments] if known else [],
+            "attributes": attributes(site, recipient), "segments": [msgspec.to_builtins(one) for one in known.segments] if known else [],
             "engagement": {"score": known.score, "reasons": known.reasons} if known and known.known else None,
             "segments_note": segments_note, "suppressed": suppressed(site, recipient), "messages": messages_of(site, recipient),
             "actions": [action_row(row) for row in actions_of(site, recipient)],
@@ -47,6 +48,13 @@ def known_of(site: Site, recipient: str) -> tuple[asking.Known | None, str | Non
         return asking.person(site.config.folder, recipient), None
     except asking.NoAnswer as error:
         return None, error.text()
+
+
+def attributes(site: Site, recipient: str) -> list[dict]:
+    """Return what was last said of a person, with when that was."""
+    with site.store.view() as view:
+        found = attributes_of(view.db, recipient) if view.present else []
+    return [{"name": name, "value": value, "at": iso(at_us)} for name, value, at_us in found]
 
 
 def suppressed(site: Site, recipient: str) -> str:

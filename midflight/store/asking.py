@@ -66,7 +66,7 @@ class Membership(msgspec.Struct, kw_only=True):
 
 
 class Known(msgspec.Struct, kw_only=True):
-    """What is known of a person. ``score`` is of engagement, with its parts; ``numbers`` are the attributes that are numbers."""
+    """What is known of a person. ``score`` is of engagement, with its parts."""
 
     known: bool
     happened: list[Happened] = []
@@ -74,7 +74,6 @@ class Known(msgspec.Struct, kw_only=True):
     segments: list[Membership] = []
     score: int = 0
     reasons: list[tuple[int, str]] = []
-    attributes: dict[str, float | None] = {}
     log_time_us: int = 0
 
 
@@ -196,7 +195,6 @@ class Answering:
         score, reasons = explaining.score()
         happened = person.happened[-shown_max:]
         wanted = {one.campaign for one in happened if one.campaign}
-        names = {number: name for name, number in ids["trait"].items()}
         return Known(
             known=True, happened=happened, score=score, reasons=reasons, log_time_us=explaining.now_us,
             campaigns={number: name for name, number in ids["campaign"].items() if number in wanted},
@@ -204,7 +202,6 @@ class Answering:
                 Membership(segment=name, member=bool(person.member[place]), why=explaining.explain(self._whole(name)))
                 for place, (name, _) in enumerate(folding.asked.segments)
             ],
-            attributes={names.get(n, ""): number if number == number else None for n, (number, _) in person.attributes.items()},
         )  # fmt: skip
 
     def _whole(self, name: str):

@@ -12,6 +12,7 @@ from ..decide.delays import BUCKETS
 from ..decide.guardrails import Counts
 from ..kit.clock import Clock
 from ..stream.measures import DELAY_EDGES_S, DELAYS
+from .attributes import attributes
 from .listing import Answered, answers
 from .read import Store, TooSlow, View
 
@@ -78,6 +79,12 @@ class Numbers:
         with self.store.view() as view:
             self._reach(view)
             return dict(view.db.execute(SUPPRESSED, {"asked": asked, "now_us": view.log_time_us}))
+
+    def attributes(self, recipients: Iterable[str]) -> dict[str, dict[str, object]]:
+        """Return what was last said of these people, by attribute. Raises TooSlow while the store is made anew."""
+        with self.store.view() as view:
+            self._reach(view)
+            return attributes(view.db, recipients)
 
     def responses(
         self, campaign: str, variants: list[str], waves: list[str], goal: str, sent_at_s: list[float], speed: float = 1.0

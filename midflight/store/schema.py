@@ -76,6 +76,11 @@ CREATE INDEX IF NOT EXISTS answers_last ON answers (last_us);
 CREATE TABLE IF NOT EXISTS signs (hour INTEGER, sign TEXT, provider TEXT, n INTEGER NOT NULL, last_us INTEGER NOT NULL, said TEXT NOT NULL,
     PRIMARY KEY (hour, sign, provider)) WITHOUT ROWID;
 
+-- What was last said of people, of each as much as conditions know of him: see attributes.py. value: JSON; rank: which of two that were
+-- said at one time counts.
+CREATE TABLE IF NOT EXISTS attributes (recipient TEXT, name TEXT, value TEXT NOT NULL, at_us INTEGER NOT NULL, rank INTEGER NOT NULL,
+    PRIMARY KEY (recipient, name)) WITHOUT ROWID;
+
 -- What people asked for, as records of the log, for whoever has to do it: see act/orders.py.
 CREATE TABLE IF NOT EXISTS orders (position INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, body BLOB NOT NULL);
 

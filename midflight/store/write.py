@@ -28,6 +28,7 @@ from ..stream.shard import Effects
 from ..stream.tables import NIL, starts, summed
 from ..stream.watching import ENTERED, FILLED, FIRED
 from . import fired, moves
+from .attributes import Attributes
 from .folding import Asked, shards_max
 from .recent import Recent
 from .schema import SCHEMA, VERSION
@@ -41,7 +42,7 @@ _SECOND_KEY = ("campaign", "second", *_KEY[2:])
 _DERIVED = (
     "meta", "names", "cells", "hours", "delays", "hour_delays", "recent", "recent_delays", "campaigns", "clickers", "dead", "receipts",
     "drops", "freshness", "marks", "suppressions", "addresses", "answers", "signs", "orders", "advised", "people", "segments", "moves",
-    "flows", "firings",
+    "flows", "firings", "attributes",
 )  # fmt: skip
 # Who must not be written to, and who was told what, outlives the records that said so.
 NEVER_LOST = ("suppressions", "addresses", "advised")
@@ -123,6 +124,7 @@ class Changes:
         self.suppressions: dict[str, tuple[str, int]] = {}  # recipient -> why ("" for no longer), when; the last one said
         self.orders: list[tuple[int, int, bytes]] = []
         self.advised: list[tuple] = []
+        self.attributes = Attributes()
         self.people: dict[int, str] = {}  # number -> recipient, of those who are new
         self.told: list[Told | Redefined] = []  # in log order
         self.defined: bytes | None = None  # all definitions, where they have changed
@@ -158,6 +160,7 @@ class Changes:
         self.dead += [*prepared.dead, *conflicts]
         self.replayed += prepared.replayed
         self.suppress(prepared, effects)
+        self.attributes.hear(prepared, effects)
         for record in prepared.asked:
             self._asked(record)
         self.next_position, self.log_time_us = prepared.next_position, prepared.log_time_us
@@ -411,6 +414,7 @@ class StoreWriter:
     def _people(self, changes: Changes) -> None:
         """Write who is new, who is in which segment, and what rules fired."""
         self.db.executemany("INSERT OR REPLACE INTO people VALUES (?, ?)", changes.people.items())
+        changes.attributes.write(self.db)
         if changes.defined is not None:
             self._meta({"definitions": changes.defined})
         for one in changes.told:

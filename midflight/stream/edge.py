@@ -41,6 +41,7 @@ class Prepared(NamedTuple):
     recipients: Callable[[np.ndarray], list[str]]  # the keys of these rows' recipients, as text
     source: Callable[[int], str]  # the name of a row's source
     event: Callable[[int], Event | None]  # a row as its vendor's `parse` reads it, for the few rows whose words matter
+    identified: list[tuple[int, list[tuple[str, object]]]]  # rows that say something of people, with their attributes as they were said
     domain: np.ndarray  # uint64 per row, hash of the domain of the recipient's address
     ip: np.ndarray  # uint64 per row, hash of the sending IP of deliveries and bounces; 0 = not known
     dead: list[Dead]
@@ -255,6 +256,7 @@ class _Assembly:
             recipients=self._recipients,
             source=lambda row: names[int(columns["source"][row])],
             event=self._event,
+            identified=[(self._row(row), said) for row, said in self.parsed.identified],
             domain=columns["domain"],
             ip=columns["ip"],
             dead=self.parsed.dead,

@@ -14,7 +14,7 @@ from ..log.record import Record
 from ..sources.source import Request, Source, decode_json, encode_json
 from .agents import scanner_network
 from .hashing import hash_text, hash_texts
-from .people import People
+from .people import People, said_of
 from .program import name_key
 from .providers import providers_of
 
@@ -61,6 +61,7 @@ class ParsedRows:
         self.events: list[Event] = []
         self.money: list[tuple[int, int, int]] = []  # (row, value, key of the order id)
         self.traits: list[tuple[int, int]] = []
+        self.identified: list[tuple[int, list[tuple[str, object]]]] = []  # (row, attributes as they were said)
         self.named: list[tuple[int, int]] = []  # (row, key of the name of a site event)
         self.given: list[tuple[int, int, float, int]] = []  # (row, attribute, number, key of the text)
         self.withdrawn: list[int] = []
@@ -165,7 +166,9 @@ class ParsedRows:
             packed = self.people.packed(event.traits)
             if packed:
                 self.traits.append((row, packed))
-            self.given += [(row, *given) for given in self.people.given(event.traits)]
+            said = said_of(event.traits)
+            self.identified.append((row, said))
+            self.given += [(row, *given) for given in self.people.given(said)]
         elif kind in (K_TRACKED, K_PAGED) and event.name:
             self.named.append((row, name_key(event.name)))
         if user and key and kind == K_IDENTIFIED:

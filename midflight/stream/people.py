@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import msgspec
 
 from ..config import Attribute
@@ -53,10 +55,9 @@ class People:
                 out |= min(self.names.id(f"attribute:{attribute.name}", label), 255) << (8 * place)
         return out
 
-    def given(self, traits: dict) -> list[tuple[int, float, int]]:
-        """Return the attributes that conditions can ask about: their number, and their value as a number and as the key of its text."""
-        plain = ((name, value) for name, value in traits.items() if isinstance(value, str | int | float | bool) and name)
-        return [(self.names.id("trait", str(name)), *value_of(value)) for name, value in list(plain)[:given_max]]
+    def given(self, said: list[tuple[str, object]]) -> list[tuple[int, float, int]]:
+        """Return attributes as conditions ask about them: their number, and their value as a number and as the key of its text."""
+        return [(self.names.id("trait", name), *value_of(value)) for name, value in said]
 
     def snapshot(self) -> dict:
         return {"keys": self.keys, "parked": msgspec.to_builtins(self.parked)}
@@ -65,6 +66,12 @@ class People:
         self.keys = dict(state["keys"])
         self.parked = msgspec.convert(state["parked"], dict[str, list[tuple[str, int, Event]]])
         self.parked_count = sum(len(rows) for rows in self.parked.values())
+
+
+def said_of(traits: dict) -> list[tuple[str, object]]:
+    """Return what can be asked about among the traits of one event: texts, numbers, yes and no."""
+    plain = ((str(name), value) for name, value in traits.items() if isinstance(value, str | int | float | bool) and name)
+    return list(islice(plain, given_max))
 
 
 def band_label(value: object, bands: list[float]) -> str:

@@ -14,7 +14,8 @@ HEAD = """\
 # Ways out
 
 A way out is what a rule acts by. Each has an entry under `ways` in `midflight.yaml`; a rule's `action` names it, with what it says in
-`fields`. Texts are templates as those of [campaigns](sending.md): of the recipient's attributes, `event` for what set the rule off, and
+`fields`. Texts are templates as those of [campaigns](sending.md): of the recipient's attributes (the newest list's, and before
+them what a poll, an import or an `identify` call said), `event` for what set the rule off, and
 `recipient.email`. Names, ids and addresses of services are fixed text: they never come from outside. There is always a way called `email`.
 
 ```yaml

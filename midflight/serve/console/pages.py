@@ -474,10 +474,11 @@ def people(request: Request, address: str = "", session: Session = Depends(visit
 def explained(site: api.Site, recipient: str) -> dict:
     """Return why somebody is in a segment, and why he was written to or not."""
     if not recipient:
-        return {"known": None, "known_note": None, "suppressed": "", "messages": [], "actions": [], "undoable": {}}
+        return {"known": None, "known_note": None, "attributes": [], "suppressed": "", "messages": [], "actions": [], "undoable": {}}
     known, known_note = people_api.known_of(site, recipient)
     return {
-        "known": known, "known_note": known_note, "suppressed": people_api.suppressed(site, recipient),
+        "known": known, "known_note": known_note, "attributes": people_api.attributes(site, recipient),
+        "suppressed": people_api.suppressed(site, recipient),
         "messages": people_api.messages_of(site, recipient), "actions": people_api.actions_of(site, recipient),
         "undoable": ruling.undoable_of(site.config),
     }  # fmt: skip
