@@ -43,7 +43,7 @@ S = 1_000_000
 M = 60 * S
 PEOPLE = ["ada@gmail.com", "bob@yahoo.com", "cy@shop.example"]
 MACHINE_AGENT, HUMAN_AGENT = "python-requests/2.31", "Mozilla/5.0 (Macintosh) Firefox/130"
-Told = tuple[str, str, str, int, int]  # what, name, person, at, cause at
+Told = tuple[str, str, str, int, int, str]  # what, name, person, at, cause at, campaign of the cause of a firing
 
 
 # -- the real thing, without files -------------------------------------------------------------------------------------------------
@@ -82,6 +82,7 @@ class Host:
             self._keep(number, effects.told)
 
     def _keep(self, number: int, told: np.ndarray) -> None:
+        campaigns = {0: "", **{number: name for name, number in self.names.ids["campaign"].items()}}
         for row in told:
             name = (self.watches if row["what"] == watching.FIRED else self.segments)[row["number"]]
             what = ("enter", "leave", "fire")[row["what"]]
@@ -89,7 +90,8 @@ class Host:
             if row["row"] == -2:
                 self.filled.append((what, name, person))
             else:
-                self.told.append((what, name, person, int(row["at"]), int(row["cause_at"])))
+                campaign = campaigns[int(row["campaign"])] if what == "fire" else ""
+                self.told.append((what, name, person, int(row["at"]), int(row["cause_at"]), campaign))
 
     def crash(self) -> None:
         for number, shard in enumerate(self.shards):
@@ -247,31 +249,31 @@ class Model:
         self.known.add((event.event_id, event.recipient))
         person = self.people[event.recipient]
         person.events.append(event)
-        self.look(person)
+        self.look(person, person.campaign(event.message_id) if about_message(event) else "")
         for name, watch in self.watches.items():
             if watch.on == "event" and watch.kind == event.kind:
                 self.begin(person, name, watch, event)
 
-    def look(self, person: Person) -> None:
+    def look(self, person: Person, campaign: str = "") -> None:
         for name, condition in self.segments.items():
             true = person.holds(condition, self.now)
             if true == person.member[name]:
                 continue
             person.member[name] = true
-            self.told.append(("enter" if true else "leave", name, person.name, self.now, self.now))
+            self.told.append(("enter" if true else "leave", name, person.name, self.now, self.now, ""))
             opposite = "leave" if true else "enter"
             person.waits = [w for w in person.waits if (self.watches[w["watch"]].on, self.watches[w["watch"]].segment) != (opposite, name)]
             for rule, watch in self.watches.items():
                 if watch.segment == name and watch.on == ("enter" if true else "leave"):
                     if watch.wait_us:
-                        person.waits.append({"watch": rule, "due": self.now + watch.wait_us, "at": self.now})
+                        person.waits.append({"watch": rule, "due": self.now + watch.wait_us, "at": self.now, "of": campaign})
                     else:
-                        self.fire(person, rule, self.now)
+                        self.fire(person, rule, self.now, campaign)
 
-    def fire(self, person: Person, rule: str, cause_at: int) -> None:
+    def fire(self, person: Person, rule: str, cause_at: int, campaign: str) -> None:
         where = self.watches[rule].where
         if where is None or person.holds(where, self.now):
-            self.told.append(("fire", rule, person.name, self.now, cause_at))
+            self.told.append(("fire", rule, person.name, self.now, cause_at, campaign))
 
     def last_unless(self, person: Person, watch: Watch) -> int:
         if watch.unless is None:
@@ -296,7 +298,7 @@ class Model:
             if event.kind == "clicked" and (delivered is None or at - delivered < watching.settle_within_us):
                 person.waits.append({"watch": name, "due": self.now + watching.settle_us, "at": at, "click": message})
             else:
-                self.fire(person, name, at)
+                self.fire(person, name, at, "" if message is None else person.campaign(message))
             return
         after = self.last_unless(person, watch)
         if message is not None:
@@ -328,7 +330,8 @@ class Model:
             if cause + watch.wait_us > self.now:
                 wait["due"] = cause + watch.wait_us
                 return False
-        self.fire(person, name, cause)
+        message = wait.get("click", wait.get("message"))
+        self.fire(person, name, cause, wait.get("of", "") if message is None else person.campaign(message))
         return True
 
     def pass_time(self, to: int) -> None:

@@ -32,7 +32,7 @@ from .tables import (
     with_room,
 )
 
-VERSION = 6
+VERSION = 7
 told_min = 4096
 
 

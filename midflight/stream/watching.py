@@ -69,8 +69,11 @@ PERSON = np.dtype(
 )
 ATTRIBUTE = np.dtype([("at", "i8"), ("number", "f8"), ("text", "u8"), ("name", "u4"), ("next", "i4")], align=True)
 ACT = np.dtype([("at", "i8"), ("name", "u8"), ("next", "i4"), ("kind", "u1")], align=True)
-# What a watch waits for in a person: `at` is the time of its cause, `message` that cause's message (NIL: none), `ident` names the cause.
-PENDING = np.dtype([("due", "i8"), ("at", "i8"), ("ident", "u8"), ("message", "i4"), ("next", "i4"), ("watch", "u2")], align=True)
+# What a watch waits for in a person: `at` is the time of its cause, `message` that cause's message (NIL: none), `campaign` that of the
+# event which changed a membership (0: none), `ident` names the cause.
+PENDING = np.dtype(
+    [("due", "i8"), ("at", "i8"), ("ident", "u8"), ("message", "i4"), ("next", "i4"), ("campaign", "u4"), ("watch", "u2")], align=True
+)
 # What came of it. what: ENTERED, LEFT or FIRED; number: of the segment or the watch; campaign: of the message that caused a firing, 0 for
 # none; row: of the batch, or TIMER, or FILLED for who was in a segment, or was not, when it was made.
 TOLD = np.dtype(
@@ -548,7 +551,7 @@ def _fire(program, w, state, known, told, r, now, cause_at, cause, row, campaign
 
 
 @step
-def _wait(known, r, w, message, at, ident, due):
+def _wait(known, r, w, message, at, ident, due, campaign):
     """Let a watch wait in a person, unless it waits for the same already, or too much waits."""
     persons, pendings = known.persons, known.pendings
     p = persons[r].pendings
@@ -566,7 +569,7 @@ def _wait(known, r, w, message, at, ident, due):
     else:
         known.used[PENDINGS] += 1
         p = np.int32(known.used[PENDINGS])
-    pendings[p - 1].watch, pendings[p - 1].message, pendings[p - 1].at = w, message, at
+    pendings[p - 1].watch, pendings[p - 1].message, pendings[p - 1].at, pendings[p - 1].campaign = w, message, at, campaign
     pendings[p - 1].ident, pendings[p - 1].due, pendings[p - 1].next = ident, due, persons[r].pendings
     persons[r].pendings = p
     _wake(known, r, due)
@@ -613,7 +616,7 @@ def _change(program, s, state, known, told, r, now, cause, row, campaign, scratc
             if program.watches[w].wait == 0:
                 _fire(program, w, state, known, told, r, now, now, cause, row, campaign, scratch)
             else:
-                _wait(known, r, w, NIL, now, cause, now + program.watches[w].wait)
+                _wait(known, r, w, NIL, now, cause, now + program.watches[w].wait, campaign)
 
 
 @inner
@@ -734,7 +737,7 @@ def _begin(program, w, state, known, told, batch, i, r, m, now, scratch):
         # Each click for itself: its message is given in a way that `_wait` does not take for one matter.
         soon = kind == K_CLICKED and (state.messages[m].delivered < 0 or at - state.messages[m].delivered < settle_within_us)
         if soon:
-            _wait(known, r, w, -2 - m, at, ident, now + settle_us)
+            _wait(known, r, w, -2 - m, at, ident, now + settle_us, np.uint32(0))
         else:
             _fire(program, w, state, known, told, r, now, at, ident, i, _campaign(state, m), scratch)
         return
@@ -742,9 +745,9 @@ def _begin(program, w, state, known, told, batch, i, r, m, now, scratch):
     if m != NIL:
         # The first one in the message since it was last called off; later ones are the same matter.
         if _cause_in_message(state, m, kind, after) == at:
-            _wait(known, r, w, m, at, mix(state.messages[m].key ^ np.uint64(after)), now + watch.wait)
+            _wait(known, r, w, m, at, mix(state.messages[m].key ^ np.uint64(after)), now + watch.wait, np.uint32(0))
     elif at > after and not _waits(known, r, w):
-        _wait(known, r, w, NIL, at, ident, now + watch.wait)
+        _wait(known, r, w, NIL, at, ident, now + watch.wait, np.uint32(0))
 
 
 @inner
@@ -779,7 +782,9 @@ def _end(program, state, known, told, r, p, now, scratch):
             return np.int64(0)
         if cause_at + watch.wait > now:
             return cause_at + watch.wait
-    _fire(program, w, state, known, told, r, now, cause_at, ident, TIMER, _campaign(state, m if m >= 0 else -2 - m), scratch)
+    # Of a message the campaign may have become known since.
+    campaign = pending.campaign if m == NIL else _campaign(state, m if m >= 0 else -2 - m)
+    _fire(program, w, state, known, told, r, now, cause_at, ident, TIMER, campaign, scratch)
     return np.int64(0)
 
 
