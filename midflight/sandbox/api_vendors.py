@@ -31,6 +31,7 @@ TAG = re.compile(r"[A-Za-z0-9_-]{1,256}")
 class Asked(NamedTuple):
     """One complete request; header names are lower case."""
 
+    method: str
     path: str
     query: str
     headers: dict[str, str]

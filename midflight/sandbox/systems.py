@@ -12,9 +12,9 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from ..kit.clock import Clock, VirtualClock
-from .api_vendors import Reply
-from .apis import _Connection
-from .misbehave import ACCEPTS, HTTP, TLS_ALERT, Listener, Plan
+from .api_vendors import Asked, Reply
+from .connection import HttpListener
+from .misbehave import ACCEPTS, HTTP, Plan
 
 # What a question may meet beside what a request to a vendor's API for sending may.
 EXPIRED, HTML, EMPTY = "session_expired", "html", "empty"
@@ -27,7 +27,7 @@ JSON = (("content-type", "application/json"),)
 
 
 class Question(NamedTuple):
-    """One complete request; header names are lower case."""
+    """One complete request with its query read; header names are lower case."""
 
     method: str
     path: str
@@ -99,7 +99,7 @@ class Sessions:
         self.good = {}
 
 
-class Systems(Listener):
+class Systems(HttpListener):
     """All systems on one port. ``before`` is called with each question's number before it is answered: for changes while paging."""
 
     known = SYSTEM_MANNERS
@@ -116,23 +116,16 @@ class Systems(Listener):
         self._recent: deque[float] = deque()
         self._clock = Clock()
 
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-
     def start(self) -> None:
         super().start()
         for system in self.systems:
             system.url = self.url
 
-    def connection(self) -> _Line:
-        return _Line(self)
-
     def hurry(self) -> None:
         """Let time stand still for the limit of calls a second."""
         self._clock = VirtualClock()
 
-    def owner(self, path: str) -> System | None:
+    def owner(self, method: str, path: str) -> System | None:
         return next((system for system in self.systems if system.owns(path)), None)
 
     def too_fast(self) -> bool:
@@ -147,8 +140,9 @@ class Systems(Listener):
         self._recent.append(now_s)
         return False
 
-    def met(self, kind: str, system: System, asked: Question) -> Reply | None:
+    def met(self, kind: str, system: System, raw: Asked) -> Reply | None:
         """Return what a question gets that meets ``kind``; None where it gets nothing."""
+        asked = Question(raw.method, raw.path, dict(parse_qsl(raw.query, keep_blank_values=True)), raw.headers, raw.body)
         with self.lock:
             self.before(len(self.asked), asked)
             self.asked.append(asked)
@@ -163,10 +157,9 @@ class Systems(Listener):
             if kind == EMPTY:
                 return Reply(200, b"", JSON)
             if kind == "redirect":
-                return Reply(307, b"", (("location", f"{self.url}/elsewhere{asked.path}"),))
+                return self.redirect(raw)
             if kind == "429_retry_after":
-                reply = system.error(429)
-                return reply._replace(headers=(*reply.headers, ("retry-after", str(self.plan.retry_after_s))))
+                return self.later(system.error(429))
             return system.error(system.wrong if kind == "400" else int(kind))
 
     def _accepted(self, kind: str, system: System, asked: Question) -> Reply | None:
@@ -176,38 +169,3 @@ class Systems(Listener):
         if reply.status >= 300 or kind in ("answer", "drip", "202"):
             return reply
         return Reply(200, reply.body[: len(reply.body) // 2] or b"{", JSON) if kind == "bad_json" else system.error(500)
-
-
-class _Line(_Connection):
-    """One kept connection; all methods are served."""
-
-    def on_headers_complete(self) -> None:
-        self.path, _, self.query = self.url.decode("utf-8", "replace").partition("?")
-        self.vendor = self.apis.owner(self.path)
-        self.cut_at = None
-        if self.dead or self.vendor is None:
-            return
-        self.kind = self.apis.plan.next()
-        length = self.headers.get("content-length", "")
-        if self.kind == "cut_before_body" or (self.kind == "cut_in_body" and length in ("", "0")):
-            self.cut()
-        elif self.kind == "cut_in_body":
-            self.cut_at = int(length) // 2
-
-    def on_message_complete(self) -> None:
-        if self.dead:
-            return
-        if self.vendor is None:
-            return self.write(json_reply(404, {"message": "Not Found"}))
-        if self.kind == "tls_failure":
-            self.transport.write(TLS_ALERT)
-            return self.close()
-        method = self.parser.get_method().decode()
-        asked = Question(method, self.path, dict(parse_qsl(self.query, keep_blank_values=True)), self.headers, b"".join(self.chunks))
-        reply = self.apis.met(self.kind, self.vendor, asked)
-        if reply is not None:
-            self.write(reply, drip=self.kind == "drip")
-        elif self.kind == "accept_and_cut":
-            self.cut()
-        else:
-            self.dead = True

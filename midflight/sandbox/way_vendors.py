@@ -20,14 +20,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from ..act.ways.web_push import base64url, decrypted, point
-from .api_vendors import Refusal, Reply, as_list, as_object, at, json_object, json_reply, same
-from .ways import Effect, Request, Service
+from .api_vendors import Asked, Refusal, Reply, as_list, as_object, at, json_object, json_reply, same
+from .ways import Effect, Service
 
 account_sid = "AC" + "0123456789abcdef" * 2
 tolerance_s = 300
 
 
-def _form(asked: Request) -> dict[str, str]:
+def _form(asked: Asked) -> dict[str, str]:
     return dict(parse_qsl(asked.body.decode("utf-8", "replace"), keep_blank_values=True))
 
 
@@ -48,7 +48,7 @@ class SlackHook(Service):
     def error(self, status: int) -> Reply:
         return text_reply(status, self.SAID.get(status, "error"))
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         if asked.path != self.path:
             raise Refusal(self.error(404))
         body = json_object(asked.body)
@@ -78,7 +78,7 @@ class TeamsFlow(Service):
             200, "Webhook message delivery failed with error: Microsoft Teams endpoint returned HTTP error 429 with ContextId x"
         )
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         if parse_qs(asked.query).get("sig") != ["secret"]:
             raise Refusal(self.error(401))
         cards = as_list(at(json_object(asked.body), "attachments"))
@@ -112,7 +112,7 @@ class Twilio(Service):
     def error_in_200(self) -> Reply:
         return json_reply(200, {"sid": "SM0", "status": "failed", "error_code": 30001, "error_message": "Queue overflow"})
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         wanted = "Basic " + base64.b64encode(f"{account_sid}:{self.auth_token}".encode()).decode()
         if not same(asked.headers.get("authorization", ""), wanted):
             raise Refusal(self.error(401))
@@ -166,7 +166,7 @@ class PushService(Service):
     def error(self, status: int) -> Reply:
         return json_reply(status, {"code": status, "errno": 100, "error": f"status {status}"})
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         number = int(asked.path.rpartition("/")[2]) if asked.path.rpartition("/")[2].isdigit() else -1
         if number not in self.browsers:
             raise Refusal(self.error(404))
@@ -185,7 +185,7 @@ class PushService(Service):
             return Reply(201, b"", (("location", f"{self.origin}/m/x"),)), []
         return Reply(201, b"", (("location", f"{self.origin}/m/{shown['id']}"),)), [Effect(self.name, shown["id"], f"{number} {shown}")]
 
-    def _check_vapid(self, asked: Request) -> None:
+    def _check_vapid(self, asked: Asked) -> None:
         found = re.fullmatch(r"vapid t=([\w-]+)\.([\w-]+)\.([\w-]+), k=([\w-]+)", asked.headers.get("authorization", ""))
         if not found:
             raise Refusal(self.error(401))
@@ -222,7 +222,7 @@ class Receiver(Service):
         # To Standard Webhooks 200 is yes, whatever stands inside: nobody can tell this from having been heard.
         return self.error(500)
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         webhook_id, at_s = asked.headers.get("webhook-id", ""), asked.headers.get("webhook-timestamp", "")
         content = f"{webhook_id}.{at_s}.".encode() + asked.body
         wanted = "v1," + base64.b64encode(hmac.new(self.secret, content, hashlib.sha256).digest()).decode()
@@ -288,7 +288,7 @@ class Meta(Service):
     def expire(self) -> None:
         self.expired_calls = 1
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         form = _form(asked)
         if not same(form.get("access_token", ""), self.token):
             self.expire()
@@ -314,14 +314,14 @@ class Tokens:
         self.issued = 0
         self.good = ""
 
-    def issue(self, asked: Request) -> Reply:
+    def issue(self, asked: Asked) -> Reply:
         if _form(asked) != self.form:
-            return json_reply(400, {"error": "invalid_grant", "error_description": "Bad Request"})
+            return json_reply(400, {"error": "invalid_grant", "error_description": "Bad Asked"})
         self.issued += 1
         self.good = f"token-{self.issued}-" + "x" * 1200
         return json_reply(200, {"access_token": self.good, "token_type": "Bearer"} | self.more)
 
-    def allows(self, asked: Request) -> bool:
+    def allows(self, asked: Asked) -> bool:
         return bool(self.good) and same(asked.headers.get("authorization", ""), f"Bearer {self.good}")
 
 
@@ -345,7 +345,7 @@ class Google(Service):
     def expire(self) -> None:
         self.tokens.good = ""
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         if asked.path == "/token":
             return self.tokens.issue(asked), []
         if not self.tokens.allows(asked):
@@ -382,7 +382,7 @@ class HubSpotTasks(Service):
     def error(self, status: int, said: str = "") -> Reply:
         return json_reply(status, {"status": "error", "message": said or f"status {status}", "category": "X", "correlationId": "y"})
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         if not same(asked.headers.get("authorization", ""), f"Bearer {self.token}"):
             raise Refusal(self.error(401, "Authentication credentials not found"))
         if asked.method == "DELETE":
@@ -435,7 +435,7 @@ class SalesforceTasks(Service):
     def expire(self) -> None:
         self.tokens.good = ""
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         if asked.path == "/services/oauth2/token":
             return self.tokens.issue(asked), []
         if not self.tokens.allows(asked):

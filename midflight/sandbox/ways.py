@@ -12,11 +12,9 @@ from email.utils import formatdate
 from functools import cache
 from typing import NamedTuple
 
-import httptools
-
-from .api_vendors import Refusal, Reply
-from .apis import ELSEWHERE, body_bytes_max, reason
-from .misbehave import ACCEPTS, HTTP, TLS_ALERT, Listener, Plan
+from .api_vendors import Asked, Refusal, Reply
+from .connection import HttpListener
+from .misbehave import ACCEPTS, HTTP, Plan
 
 EXTRA = {
     "hang": "not accepted, and never answered",
@@ -37,16 +35,6 @@ def bomb() -> bytes:
     return gzip.compress(b" " * bomb_bytes, 1)
 
 
-class Request(NamedTuple):
-    """One complete request; header names are lower case."""
-
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    body: bytes
-
-
 class Effect(NamedTuple):
     """Something that a service did: which action asked for it as far as the request says, and what it was."""
 
@@ -65,7 +53,7 @@ class Service:
     def owns(self, method: str, path: str) -> bool:
         raise NotImplementedError
 
-    def take(self, asked: Request) -> tuple[Reply, list[Effect]]:
+    def take(self, asked: Asked) -> tuple[Reply, list[Effect]]:
         raise NotImplementedError
 
     def error(self, status: int) -> Reply:
@@ -79,8 +67,8 @@ class Service:
         """Let the token in use expire."""
 
 
-class Ways(Listener):
-    """All services on one port. ``did`` is every effect; ``followed`` counts who went where a redirect sent him."""
+class Ways(HttpListener):
+    """All services on one port. ``did`` is every effect."""
 
     known = HTTP | EXTRA
 
@@ -97,21 +85,16 @@ class Ways(Listener):
         self.services = services
         self.now_s = now_s
         self.did: list[Effect] = []
-        self.asked: list[Request] = []
-        self.followed = 0
+        self.asked: list[Asked] = []
         self.opened_total = 0
         self._changing = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
-
-    def connection(self) -> asyncio.Protocol:
-        return _Connection(self)
 
     def opened(self, transport: asyncio.BaseTransport) -> None:
         self.opened_total += 1
         super().opened(transport)
+
+    def owner(self, method: str, path: str) -> Service | None:
+        return next((service for service in self.services if service.owns(method, path)), None)
 
     def twice(self) -> list[str]:
         """Return what was done more than once: by the action that asked for it, and by what it was."""
@@ -119,7 +102,7 @@ class Ways(Listener):
         contents = Counter((effect.vendor, effect.content) for effect in self.did)
         return sorted({str(which) for counted in (keys, contents) for which, n in counted.items() if n > 1})
 
-    def answer(self, service: Service, asked: Request) -> Reply:
+    def answer(self, service: Service, asked: Asked) -> Reply:
         with self._changing:
             try:
                 reply, effects = service.take(asked)
@@ -128,8 +111,9 @@ class Ways(Listener):
             self.did += effects
             return reply
 
-    def met(self, kind: str, service: Service, asked: Request) -> Reply | None:
+    def met(self, kind: str, service: Service, asked: Asked) -> Reply | None:
         """Return what a request gets that meets ``kind``; None where it gets nothing."""
+        self.asked.append(asked)
         if kind in ACCEPTS or kind.startswith("accept_"):
             return self._accepted(kind, service, self.answer(service, asked))
         if kind == "hang":
@@ -137,13 +121,12 @@ class Ways(Listener):
         if kind == "error_in_200":
             return service.error_in_200()
         if kind == "redirect":
-            return Reply(307, b"", (("location", f"{self.url}{ELSEWHERE}{asked.path}"),))
+            return self.redirect(asked)
         if kind == "401":
             service.expire()
             return service.error(service.denied)
         if kind in ("429_retry_after", "503_retry_after"):
-            reply = service.error(int(kind[:3]))
-            return reply._replace(headers=(*reply.headers, ("retry-after", str(self.plan.retry_after_s))))
+            return self.later(service.error(int(kind[:3])))
         if kind == "429_date":
             reply = service.error(429)
             at = formatdate(self.now_s() + self.plan.retry_after_s, usegmt=True)
@@ -166,104 +149,3 @@ class Ways(Listener):
         if kind == "accept_and_odd":
             return Reply(200, b'{"status": [1, {"id": null}], "error": [], "sid": {}}', (("content-type", "application/json"),))
         return service.error(500)
-
-
-class _Connection(asyncio.Protocol):
-    """One kept connection; its requests are answered in their order."""
-
-    def __init__(self, ways: Ways) -> None:
-        self.ways = ways
-        self.parser = httptools.HttpRequestParser(self)
-        self.dead = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-        self.ways.opened(transport)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.dead = True
-        self.ways.closed(self.transport)
-
-    def data_received(self, data: bytes) -> None:
-        if self.dead:
-            return
-        try:
-            self.parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            if not self.dead:
-                self.write(Reply(400, b"Bad Request"), keep=False)
-
-    def on_message_begin(self) -> None:
-        self.target, self.headers, self.chunks, self.got = b"", {}, [], 0
-
-    def on_url(self, url: bytes) -> None:
-        self.target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("utf-8", "replace")
-
-    def on_headers_complete(self) -> None:
-        self.method = self.parser.get_method().decode()
-        self.path, _, self.query = self.target.decode("utf-8", "replace").partition("?")
-        self.service = next((service for service in self.ways.services if service.owns(self.method, self.path)), None)
-        if self.dead or self.service is None:
-            return
-        self.kind = self.ways.plan.next()
-        length = self.headers.get("content-length", "")
-        self.cut_at = (int(length) // 2 if length.isdigit() else 1) if self.kind == "cut_in_body" else None
-        if self.kind == "cut_before_body":
-            self.cut()
-
-    def on_body(self, chunk: bytes) -> None:
-        self.got += len(chunk)
-        if self.dead:
-            return
-        if self.got > body_bytes_max:
-            self.write(Reply(413), keep=False)
-        elif self.service and self.cut_at is not None and self.got >= self.cut_at:
-            self.cut()
-        else:
-            self.chunks.append(chunk)
-
-    def on_message_complete(self) -> None:
-        if self.dead:
-            return
-        if self.service is None:
-            self.ways.followed += self.path.startswith(ELSEWHERE)
-            return self.write(Reply(404, b'{"message": "Not Found"}', (("content-type", "application/json"),)))
-        if self.kind == "tls_failure":
-            self.transport.write(TLS_ALERT)
-            return self.close()
-        if self.kind == "cut_in_body":
-            return self.cut()
-        asked = Request(self.method, self.path, self.query, self.headers, b"".join(self.chunks))
-        self.ways.asked.append(asked)
-        reply = self.ways.met(self.kind, self.service, asked)
-        if reply is not None:
-            self.write(reply, drip=self.kind == "drip")
-        elif self.kind == "accept_and_cut":
-            self.cut()
-        else:
-            self.dead = True  # whatever comes is read and never answered
-
-    def write(self, reply: Reply, *, keep: bool | None = None, drip: bool = False) -> None:
-        keep = self.parser.should_keep_alive() if keep is None else keep
-        head = [reason(reply.status)] + ([] if reply.status == 204 else [f"content-length: {len(reply.body)}"])
-        head += [f"{name}: {value}" for name, value in reply.headers]
-        if not keep or drip:
-            head.append("connection: close")
-        raw = "\r\n".join(head).encode("latin-1", "replace") + b"\r\n\r\n" + (b"" if reply.status == 204 else reply.body)
-        if drip:
-            self.dead = True
-            return self.ways.drip(self.transport, raw, self.transport.close)
-        self.transport.write(raw)
-        if not keep:
-            self.close()
-
-    def close(self) -> None:
-        self.dead = True
-        self.transport.close()
-
-    def cut(self) -> None:
-        self.dead = True
-        self.transport.abort()
