@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from shown import NOW_US, UGLY, examples, holds_answers, holds_call
 
 from midflight.act.channels import REGISTRY, Answer
 from midflight.act.channels.channel import EXAMPLE, OUTCOMES, SECOND, Channel, channel_of
 
-NOW_US = 1_764_000_000_000_000
-EXAMPLES = [(name, n) for name, kind in REGISTRY.all().items() for n in range(len(kind.EXAMPLES))]
+EXAMPLES = examples(REGISTRY)
 
 
 def example(name: str, number: int) -> tuple[Channel, dict]:
     found = REGISTRY.get(name).EXAMPLES[number]
     return channel_of(REGISTRY.get(name), found["settings"], name), found
-
-
-def answer(given: dict) -> Answer:
-    return Answer(status=given["status"], headers=given.get("headers", {}), body=given.get("body", "").encode())
 
 
 @pytest.mark.parametrize("name", REGISTRY.names())
@@ -33,15 +29,7 @@ def test_a_message_becomes_the_call(name: str, number: int) -> None:
     """The call is the one that the example shows, and everything that has to come back travels with it."""
     channel, found = example(name, number)
     call = channel.call(found["messages"], NOW_US)
-    assert call.url == found["url"]
-    for header, value in found.get("headers", {}).items():
-        assert call.headers[header] == value
-    if "json" in found:
-        assert msgspec.json.decode(call.body) == found["json"]
-    if "form" in found:
-        from urllib.parse import parse_qsl
-
-        assert parse_qsl(call.body.decode(), keep_blank_values=True) == found["form"]
+    holds_call(found, call)
     assert "json" in found or "form" in found
     text = call.body.decode()
     for message in found["messages"]:
@@ -53,26 +41,7 @@ def test_a_message_becomes_the_call(name: str, number: int) -> None:
 def test_an_answer_becomes_outcomes(name: str, number: int) -> None:
     """Each answer in the example means what the example says, for each message."""
     channel, found = example(name, number)
-    assert {"sent", "refused", "later", "unknown"} <= {outcome["kind"] for _, outcomes in found["answers"] for outcome in outcomes}
-    for given, wanted in found["answers"]:
-        got = channel.outcomes(found["messages"], answer(given))
-        assert len(got) == len(found["messages"])
-        for outcome, expected in zip(got, wanted, strict=True):
-            assert {name: getattr(outcome, name) for name in expected} == expected
-
-
-UGLY = [
-    b"",
-    b"null",
-    b"[]",
-    b"{}",
-    b"\xff\xfe",
-    b'{"errors": 3}',
-    b"<html>502</html>",
-    b'[{"status": 1}]',
-    b'{"a":' * 2000,
-    b'"' + b"x" * 9999,
-]
+    holds_answers(found, found["messages"], channel.outcomes)
 
 
 @pytest.mark.parametrize("name", REGISTRY.names())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from urllib.parse import parse_qsl
 
 import msgspec
 import pytest
+from shown import NOW_US, UGLY, answer, examples, holds_answers, holds_call
 
 from midflight.act.guarded import Guard
 from midflight.act.ways import REGISTRY, LocalWay, Way, check_urls, way_of
@@ -21,9 +21,7 @@ from midflight.act.ways.web_push import base64url, decoded64, decrypted, encrypt
 from midflight.act.ways.webhook import example_secret, key_of, signed
 from midflight.kit.errors import ConfigError, MidflightError
 
-NOW_US = 1_764_000_000_000_000
-EXAMPLES = [(name, n) for name, kind in REGISTRY.all().items() for n in range(len(kind.EXAMPLES))]
-CALLING = [(name, n) for name, n in EXAMPLES if not issubclass(REGISTRY.get(name), LocalWay)]
+CALLING = [(name, n) for name, n in examples(REGISTRY) if not issubclass(REGISTRY.get(name), LocalWay)]
 
 
 def example(name: str, number: int) -> tuple[Way, dict]:
@@ -32,10 +30,6 @@ def example(name: str, number: int) -> tuple[Way, dict]:
     if way.token:
         way.token.granted(Answer(status=200, body=b'{"access_token": "t-1"}'), NOW_US)
     return way, found
-
-
-def answer(given: dict) -> Answer:
-    return Answer(status=given["status"], headers=given.get("headers", {}), body=given.get("body", "").encode())
 
 
 @pytest.mark.parametrize("name", REGISTRY.names())
@@ -64,13 +58,7 @@ def test_an_action_becomes_the_call(name: str, number: int) -> None:
     for action in found["actions"]:
         way.said(action)
     call = way.calls(found["actions"], NOW_US)
-    assert call.url == found["url"] and call.method == found.get("method", "POST")
-    for header, value in found.get("headers", {}).items():
-        assert call.headers[header] == value
-    if "json" in found:
-        assert msgspec.json.decode(call.body) == found["json"]
-    if "form" in found:
-        assert parse_qsl(call.body.decode(), keep_blank_values=True) == found["form"]
+    holds_call(found, call)
     for said in found.get("said", []):
         assert said in call.body.decode()
     for secret in ("token", "auth_token", "access_token", "client_secret", "refresh_token", "private_key"):
@@ -85,19 +73,7 @@ def test_an_action_becomes_the_call(name: str, number: int) -> None:
 def test_an_answer_becomes_outcomes(name: str, number: int) -> None:
     """Each answer in the example means what the example says, for each action."""
     way, found = example(name, number)
-    assert {"sent", "refused", "later", "unknown"} <= {outcome["kind"] for _, outcomes in found["answers"] for outcome in outcomes}
-    for given, wanted in found["answers"]:
-        got = way.outcomes(found["actions"], answer(given))
-        assert len(got) == len(found["actions"])
-        for outcome, expected in zip(got, wanted, strict=True):
-            assert {name: getattr(outcome, name) for name in expected} == expected, given
-
-
-UGLY = [
-    b"", b"null", b"[]", b"{}", b"\xff\xfe", b'{"errors": 3}', b"<html>502</html>", b'[{"status": 1}]', b'{"a":' * 2000, b'"' + b"x" * 9999,
-    b'{"error": {"code": {}}}', b'{"sid": [], "id": {}, "requestId": 1.5e400}', b"ok\x00", b'{"num_received": true}',
-    b'[[[{"errorCode": null}]]]',
-]  # fmt: skip
+    holds_answers(found, found["actions"], way.outcomes)
 
 
 @pytest.mark.parametrize(("name", "number"), CALLING)
