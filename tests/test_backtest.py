@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
-from test_definitions import CLICKED_NOT_BOUGHT, World, did, raw_of
-from test_watching import M, an_event
+from test_definitions import CLICKED_NOT_BOUGHT, World, did, some_days
+from test_watching import M
 
 from midflight import commands
 from midflight.commands import backtest
@@ -52,22 +52,8 @@ def random_days(folder: Path, seed: int) -> tuple[World, dict[str, dict], int]:
     """Return a world in which rules were in force for some days, with them and the time from which they were."""
     rng = random.Random(seed)
     world = World(folder, 1 + seed % 3)
-    for number in range(rng.randrange(30)):
-        world.hear(an_event(rng, f"a{number}", world.clock.now_us()))
-        world.clock.sleep_s(rng.choice((0.1, 30, 900)))
-    world.segment("s", raw_of(rng))
     whens = [CLICKED_NOT_BOUGHT, OPENED, {"kind": "segment", "entered": "s"}, {"kind": "segment", "left": "s"}]
-    rules = {f"r{n}": {"when": when, "action": {"way": "slack"}} for n, when in enumerate(whens)}
-    from_us = world.clock.now_us() + 1
-    for number, when in enumerate(whens):
-        world.clock.sleep_s(0.001)
-        world.rule(f"r{number}", when)
-    for number in range(60):
-        world.hear(an_event(rng, f"b{number}", world.clock.now_us()))
-        world.clock.sleep_s(rng.choice((0.1, 30, 900, 7200)))
-    world.wait(60)
-    world.fold()
-    return world, rules, from_us
+    return world, *some_days(world, rng, whens)
 
 
 def command_on(world: World, file: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:

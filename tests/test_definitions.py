@@ -323,14 +323,28 @@ def test_a_backtest_fires_what_fired_live(tmp_path: Path, seed: int) -> None:
     """A rule fires in a backtest as it did when it was in force: the same people, times, causes, and names of firings."""
     rng = random.Random(seed)
     world = World(tmp_path, 1 + seed % 3)
-    for number in range(rng.randrange(30)):
-        world.hear(an_event(rng, f"a{number}", world.clock.now_us()))
-        world.clock.sleep_s(rng.choice((0.1, 30, 900)))
-    world.segment("s", raw_of(rng))
     whens = [
         CLICKED_NOT_BOUGHT, {"kind": "event", "did": "opened"}, {"kind": "segment", "entered": "s"}, {"kind": "segment", "left": "s"},
         {"kind": "schedule", "at": "12:00", "segment": "s"}, {"kind": "metric", "metric": "delivered", "above": 1, "over": "2h"},
     ]  # fmt: skip
+    rules, from_us = some_days(world, rng, whens)
+    live = world.table("id, rule, version, recipient, fired_us, cause FROM firings ORDER BY id")
+    with Reader(world.config.folder / "log") as reader:
+        replayed = backtest(world, reader, Change(), 0)
+        tried = backtest(world, reader, Change(rules=rules), from_us)
+    assert len(live) >= 3 and replayed == live == tried
+    world.writer.close()
+
+
+def some_days(world: World, rng: random.Random, whens: list[dict]) -> tuple[dict[str, dict], int]:
+    """Let things happen, then put the segment `s` and a rule for each trigger into force and let more happen for some days.
+
+    Return the rules, and the time from which they were in force.
+    """
+    for number in range(rng.randrange(30)):
+        world.hear(an_event(rng, f"a{number}", world.clock.now_us()))
+        world.clock.sleep_s(rng.choice((0.1, 30, 900)))
+    world.segment("s", raw_of(rng))
     from_us = world.clock.now_us() + 1
     for number, when in enumerate(whens):
         world.clock.sleep_s(0.001)
@@ -340,14 +354,7 @@ def test_a_backtest_fires_what_fired_live(tmp_path: Path, seed: int) -> None:
         world.clock.sleep_s(rng.choice((0.1, 30, 900, 7200)))
     world.wait(60)
     world.fold()
-    live = world.table("id, rule, version, recipient, fired_us, cause FROM firings ORDER BY id")
-    with Reader(world.config.folder / "log") as reader:
-        replayed = backtest(world, reader, Change(), 0)
-        tried = backtest(
-            world, reader, Change(rules={f"r{n}": {"when": when, "action": {"way": "slack"}} for n, when in enumerate(whens)}), from_us
-        )
-    assert len(live) >= 3 and replayed == live == tried
-    world.writer.close()
+    return {f"r{number}": {"when": when, "action": {"way": "slack"}} for number, when in enumerate(whens)}, from_us
 
 
 def backtest(world: World, reader: Reader, change: Change, from_us: int) -> list[tuple]:
