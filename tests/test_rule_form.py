@@ -14,7 +14,7 @@ from midflight.decide.acts import RuleAction, acts_of
 from midflight.decide.triggers import REGISTRY as TRIGGERS
 from midflight.decide.triggers import trigger_of
 from midflight.kit.errors import ConfigError, MidflightError
-from midflight.serve.console import rule_form
+from midflight.serve.console import rule_form, shapes
 from midflight.serve.console.rule_form import Form
 
 LIMITS = {
@@ -114,3 +114,10 @@ def test_an_error_stands_beside_its_field(changes: dict, field: str) -> None:
             acts_of(made)
         rule_form.told_beside(form, wrong.value)
     assert list(form.errors) == [field]
+
+
+def test_a_name_that_is_short_for_words_is_spelt_in_capitals() -> None:
+    """The form asks for HTML and MJML, within a label too; all other names begin with a capital."""
+    labels = {field.path: field.label for field in shapes.fields_of(WAYS.get("email").Fields)}
+    assert (labels["html"], labels["mjml"], labels["from_name"]) == ("HTML", "MJML", "From name")
+    assert shapes.label_of("the html of it") == "The HTML of it"

@@ -13,6 +13,7 @@ from ...metrics import REGISTRY as METRICS
 from .conditions import EVENTS, MAILBOXES, text
 
 long_chars = 1_001  # a text that may be so long is typed into several lines
+SPELT = {name: name.upper() for name in ("html", "mjml", "ttl")}  # names that are short for several words
 LISTS = {"campaign": "known-campaigns", "segment": "known-segments", "entered": "known-segments", "left": "known-segments"}
 CHOICES = {"did": EVENTS, "provider": [("", "any"), *MAILBOXES], "metric": [(name, name) for name in METRICS.names()]}
 HINTS = {
@@ -58,12 +59,16 @@ def fields_of(struct: type[msgspec.Struct], before: str = "", label: str = "", w
         )
         found.append(
             Field(
-                path=f"{before}{name}", label=words.capitalize(), needed=one.required, choices=choices, hint=HINTS.get(name, ""),
+                path=f"{before}{name}", label=label_of(words), needed=one.required, choices=choices, hint=HINTS.get(name, ""),
                 names=LISTS.get(name, ""), long=_chars(hint) >= long_chars, number=bool({int, float} & set(kinds)), several=several,
                 free=not several and not choices and not {str, int, float} & set(kinds),
             )
         )  # fmt: skip
     return found
+
+
+def label_of(words: str) -> str:
+    return " ".join(SPELT.get(word.lower(), word) for word in words.capitalize().split())
 
 
 def _kinds(hint: object) -> list[object]:
