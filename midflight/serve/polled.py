@@ -11,10 +11,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-import apsw
 import msgspec
 
 from ..events import Bad, Event, recipient_key
+from ..kit.owned import database
 from ..sources.polls import Found
 from ..sources.polls.poll import Cursor
 
@@ -67,12 +67,7 @@ class Polled:
     """The file. Each method is one transaction."""
 
     def __init__(self, path: Path) -> None:
-        self.db = apsw.Connection(str(path))
-        self.db.set_busy_timeout(2_000)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 16777216"):
-            self.db.execute(f"PRAGMA {pragma}")
-        with self.db:
-            self.db.execute(SCHEMA)
+        self.db = database(path, SCHEMA)
 
     def close(self) -> None:
         self.db.close()

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import apsw
 import msgspec
 
 from ...events import recipient_key
+from ...kit.owned import database
 from .way_back import Item, Outcome
 
 names_max = 500  # segments and values of one person
@@ -43,12 +43,7 @@ class Waiting:
     """The file, of the process that writes back alone. Each method is one transaction."""
 
     def __init__(self, path: Path) -> None:
-        self.db = apsw.Connection(str(path))
-        self.db.set_busy_timeout(2_000)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 16777216"):
-            self.db.execute(f"PRAGMA {pragma}")
-        with self.db:
-            self.db.execute(SCHEMA)
+        self.db = database(path, SCHEMA)
 
     def close(self) -> None:
         self.db.close()
