@@ -166,7 +166,7 @@ class World:
     async def die(self) -> None:
         """End the process without any clean-up, and start another; a transaction that was open has been rolled back."""
         self.alive = False
-        tasks = list(self.acting._tasks)
+        tasks = list(self.acting.under_way.tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -192,8 +192,8 @@ class Deeds:
     async def step(self) -> None:
         """Take a turn, and wait for the calls that it makes."""
         await self.does.step()
-        while self.does._tasks:
-            await asyncio.wait(set(self.does._tasks))
+        while self.does.under_way.tasks:
+            await asyncio.wait(set(self.does.under_way.tasks))
             await self.does.step()
         await self.does.step()
 

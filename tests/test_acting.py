@@ -668,7 +668,7 @@ def test_a_way_out_that_hangs_or_fails_holds_up_no_other(desk: Desk, monkeypatch
                 await asyncio.sleep(0)
             desk.world.clock.at_us += 1_100_000
         assert len(desk.world.acting.calls) == 2
-        for task in desk.world.acting._tasks:
+        for task in desk.world.acting.under_way.tasks:
             task.cancel()
 
     asyncio.run(turns())

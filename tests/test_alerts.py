@@ -42,7 +42,7 @@ from midflight.sandbox.mailbox import Mailbox
 from midflight.sandbox.misbehave import Plan
 from midflight.sandbox.way_vendors import Receiver, SlackHook, secret_bytes
 from midflight.sandbox.ways import Ways
-from midflight.serve import alerting
+from midflight.serve import under_way
 from midflight.serve.alerting import Alerting, check_alerts, fields_of, head_of, text_of
 from midflight.serve.noticing import Noticing, duration, named, plain
 from midflight.serve.protecting import Protecting
@@ -116,7 +116,7 @@ class Desk:
         self.clock.sleep_s(60 * minutes)
         self.seen = list(seen)
         await self.alerting.step()
-        await self.until(lambda: not self.alerting._tasks and not self.alerting._ended)
+        await self.until(lambda: not self.alerting.under_way.tasks and not self.alerting._ended)
 
     async def close(self) -> None:
         await self.alerting.close()
@@ -288,7 +288,7 @@ def test_a_receiver_that_knows_an_id_again_is_called_again(tmp_path: Path) -> No
 
 def cut_off(services: Services, monkeypatch: pytest.MonkeyPatch, alerts: type[Alerts]) -> list[str]:
     """End a conductor while the chat has an alert and has not said so; return what the chat was told by the end of the next one."""
-    monkeypatch.setattr(alerting, "stop_s", 0.05)
+    monkeypatch.setattr(under_way, "stop_s", 0.05)
     services.chat.plan = Plan({0: "accept_and_hang"})
 
     async def first(desk: Desk) -> None:

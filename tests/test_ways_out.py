@@ -426,7 +426,7 @@ def test_the_pace_is_kept() -> None:
                     await asyncio.sleep(0.01)
                 assert len(play.ways.did) <= second + 1
             assert len(play.ways.did) >= 5
-            for task in play.does.does._tasks:
+            for task in play.does.does.under_way.tasks:
                 task.cancel()
 
     run(playing())

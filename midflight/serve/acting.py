@@ -35,6 +35,7 @@ from ..kit.crash import crash_point
 from ..kit.errors import MidflightError
 from ..store.read import TooSlow
 from ..stream.providers import PROVIDERS, providers_of
+from .under_way import UnderWay
 
 logger = logging.getLogger("midflight.conductor")
 
@@ -49,7 +50,6 @@ patience_us = 60_000_000  # a firing may be read before the order that put down 
 empty_us = 60_000_000  # an empty pool of codes is looked at again
 house_s = 1.0
 trim_s = 60.0
-stop_s = 8.0
 # What our own code may raise where it is wrong, and what a way out that is wrong may raise.
 MISTAKES = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, AssertionError)
 AWAY = (TooSlow, apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.IOError, apsw.CantOpenError, OSError)
@@ -132,7 +132,7 @@ class Acting:
         self.hold, self._noted = Hold(), True
         self.calls: dict[str, _Call] = {}
         self.ended: list[tuple[str, Outcome]] = []
-        self._tasks: set[asyncio.Task] = set()
+        self.under_way = UnderWay()
         self._undoing: set[str] = set()
         self._undone: list[tuple[str, Outcome]] = []
         self._resting: dict[str, float] = {}  # rules whose next action waits for the rule itself, and until when
@@ -164,11 +164,7 @@ class Acting:
 
     async def close(self) -> None:
         """Wait for calls under way, as long as patience lasts; who is cut off is unknown, and a next start says so."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=stop_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.under_way.end()
         try:
             self._settle()
         except AWAY as error:
@@ -325,12 +321,7 @@ class Acting:
     def _start(self, row: Row, rule: Rule, action: Action) -> None:
         call = _Call(row=row, rule=rule, way=action.way)
         self.calls[row.id] = call
-        self._run(self._call(call, action))
-
-    def _run(self, work) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.under_way.begin(self._call(call, action))
 
     async def _call(self, call: _Call, action: Action) -> None:
         try:
@@ -429,7 +420,7 @@ class Acting:
         for row in self.actions.to_undo(self.clock.now_us(), undo_max):
             if row.id not in self._undoing and len(self._undoing) < undo_max:
                 self._undoing.add(row.id)
-                self._run(self._taken_back(row))
+                self.under_way.begin(self._taken_back(row))
 
     async def _taken_back(self, row: Row) -> None:
         outcome = Outcome(kind="later", detail="cut off")

@@ -30,6 +30,7 @@ from ..events import recipient_key
 from ..kit.clock import Clock
 from ..kit.errors import ConfigError, MidflightError
 from .noticing import OWN_CAMPAIGN, Noticing, duration, plain
+from .under_way import UnderWay
 
 logger = logging.getLogger("midflight.conductor")
 
@@ -37,7 +38,6 @@ look_s = 2.0
 keep_s = 60.0  # between two saves of how much time has passed, where nothing else has changed
 call_s_max = 120.0
 mail_s_max = 660.0  # a relay may take ten minutes for its last answer
-stop_s = 8.0
 away_us_max = 24 * hour_us  # so much time is believed to have passed while nobody looked
 slack_chars_max = 2_900  # of a section, after Slack's escaping
 subject_chars_max = 150
@@ -149,7 +149,7 @@ class Alerting:
         self._mailing = asyncio.Lock()
         self._calls: dict[str, _Call] = {}  # under way, by target
         self._ended: list[tuple[_Call, Outcome]] = []
-        self._tasks: set[asyncio.Task] = set()
+        self.under_way = UnderWay()
         self._looked_s, self._away = -1e9, False
         self._state, saved_us = alerts.remembered()
         self._passed_us = min(max(0, clock.now_us() - saved_us), away_us_max) if saved_us else 0
@@ -203,9 +203,7 @@ class Alerting:
         free = [target for target in self.targets if target not in self._calls]
         for telling in self.alerts.due(free, self.clock.now_us()):
             call = self._calls[telling.target] = _Call(telling=telling)
-            task = asyncio.create_task(self._told(call))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.under_way.begin(self._told(call))
 
     async def _told(self, call: _Call) -> None:
         """Tell one target once, and note what became of it, whatever that is."""
@@ -264,11 +262,7 @@ class Alerting:
 
     async def close(self) -> None:
         """Wait for calls under way, as long as patience lasts; who is cut off is unknown, and a next start says so."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=stop_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.under_way.end()
         try:
             self._settle()
         except AWAY as error:

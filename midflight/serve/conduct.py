@@ -46,6 +46,7 @@ from .guarding import Guarding
 from .noticing import Noticing
 from .obeying import Obeying, unsafe_links
 from .protecting import Protecting
+from .under_way import stop_s
 
 logger = logging.getLogger("midflight.conductor")
 
@@ -67,7 +68,6 @@ behind_s_max = 60.0  # with numbers older than this nothing is sent: who has uns
 claims_us = 7 * 24 * 3600 * 1_000_000  # so long after its end a campaign is still looked at
 looked_at_us = claims_us + 32 * 24 * 3600 * 1_000_000  # and none that was started before that
 rest_s = 60.0  # between looks at a campaign that has ended
-stop_s = 8.0
 expected_default = 10_000  # people of a campaign that others ask about, where nobody said how many
 INTENT = re.compile(rb"in-[0-9a-f]{30}")
 
