@@ -9,7 +9,7 @@ import msgspec
 from . import way
 from ._audience import ADD, Audience, Fields, email_hash, phone_hash
 from ._tokens import Token
-from .way import Action, Answer, Call, Outcome, decoded, json_call, origin, text_at, unsettled
+from .way import Action, Answer, Call, Outcome, decoded, json_call, text_at, unsettled
 
 
 class Settings(way.Settings, kw_only=True):
@@ -39,9 +39,6 @@ class GoogleAudience(Audience):
         super().__init__(settings, *given)
         form = {"grant_type": "refresh_token", "refresh_token": settings.refresh_token}
         self.token = Token(settings.token_url, form | {"client_id": settings.client_id, "client_secret": settings.client_secret})
-
-    def target(self, action: Action) -> str:
-        return origin(self.settings.url)
 
     def calls(self, actions: list[Action], now_us: int) -> Call:
         said = [self.said(action) for action in actions]

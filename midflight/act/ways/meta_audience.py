@@ -10,7 +10,7 @@ import msgspec
 
 from . import way
 from ._audience import ADD, Audience, Fields, email_hash, phone_hash
-from .way import Action, Answer, Call, Outcome, at, decoded, origin, text_at, unsettled
+from .way import Action, Answer, Call, Outcome, at, decoded, text_at, unsettled
 
 
 class Settings(way.Settings, kw_only=True):
@@ -30,9 +30,6 @@ class MetaAudience(Audience):
     doc: ClassVar[str] = "Puts people into a custom audience of Facebook and Instagram, or takes them out; only hashes leave."
     Settings = Settings
     Fields = Fields
-
-    def target(self, action: Action) -> str:
-        return origin(self.settings.url)
 
     def calls(self, actions: list[Action], now_us: int) -> Call:
         said = [self.said(action) for action in actions]

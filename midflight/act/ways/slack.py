@@ -8,7 +8,7 @@ import msgspec
 
 from ...events import clean
 from . import way
-from .way import EXAMPLE, Action, Answer, Call, Outcome, Text, Way, json_call, origin, unsettled
+from .way import EXAMPLE, Action, Answer, Call, Outcome, Text, Way, json_call, unsettled
 
 
 class Settings(way.Settings, kw_only=True):
@@ -38,9 +38,6 @@ class Slack(Way):
     doc: ClassVar[str] = "A message in one channel of a workspace, by an incoming webhook. It cannot be taken back."
     Settings = Settings
     Fields = Fields
-
-    def target(self, action: Action) -> str:
-        return origin(self.settings.url)
 
     def calls(self, actions: list[Action], now_us: int) -> Call:
         (action,) = actions

@@ -14,7 +14,7 @@ import msgspec
 
 from ...kit.errors import ConfigError, MidflightError
 from . import way
-from .way import EXAMPLE, Action, Answer, Call, Outcome, Text, Way, decoded, origin, text_at, unsettled
+from .way import EXAMPLE, Action, Answer, Call, Outcome, Text, Way, decoded, text_at, unsettled
 
 validity_s_max = 36_000
 
@@ -56,9 +56,6 @@ class SmsTwilio(Way):
     doc: ClassVar[str] = "A text message. Twilio's report of its delivery settles what became of it. It cannot be taken back."
     Settings = Settings
     Fields = Fields
-
-    def target(self, action: Action) -> str:
-        return origin(self.settings.url)
 
     def calls(self, actions: list[Action], now_us: int) -> Call:
         (action,) = actions

@@ -8,7 +8,7 @@ import msgspec
 
 from ...events import clean
 from . import way
-from .way import EXAMPLE, Action, Answer, Call, Outcome, Text, Way, json_call, origin, unsettled
+from .way import EXAMPLE, Action, Answer, Call, Outcome, Text, Way, json_call, unsettled
 
 
 class Settings(way.Settings, kw_only=True):
@@ -37,9 +37,6 @@ class Teams(Way):
     doc: ClassVar[str] = "A card in a channel or chat, by a workflow of Teams. It cannot be taken back."
     Settings = Settings
     Fields = Fields
-
-    def target(self, action: Action) -> str:
-        return origin(self.settings.url)
 
     def calls(self, actions: list[Action], now_us: int) -> Call:
         (action,) = actions

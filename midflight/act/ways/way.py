@@ -112,8 +112,8 @@ class Way:
         raise NotImplementedError
 
     def target(self, action: Action) -> str:
-        """Return what fails and recovers together: where a circuit breaker stands. A host, unless a way knows better."""
-        return ""
+        """Return what fails and recovers together: where a circuit breaker stands. The host of the settings, unless a way knows better."""
+        return origin(self.settings.url)
 
     def group(self, action: Action) -> str:
         """Return what may share a call; different groups never do."""

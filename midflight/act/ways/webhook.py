@@ -12,7 +12,7 @@ import msgspec
 
 from ...kit.errors import MidflightError
 from . import way
-from .way import EXAMPLE, Action, Answer, Call, Outcome, Text, Way, json_call, origin, unsettled
+from .way import EXAMPLE, Action, Answer, Call, Outcome, Text, Way, json_call, unsettled
 
 secret_bytes_min, secret_bytes_max = 24, 64
 example_secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -42,9 +42,6 @@ class Webhook(Way):
     doc: ClassVar[str] = "A signed request to a service of your own, as in Standard Webhooks. It cannot be taken back."
     Settings = Settings
     Fields = Fields
-
-    def target(self, action: Action) -> str:
-        return origin(self.settings.url)
 
     def calls(self, actions: list[Action], now_us: int) -> Call:
         (action,) = actions
