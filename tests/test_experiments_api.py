@@ -15,6 +15,7 @@ from played_conductor import Played, conducting
 from sample_store import PAYLOADS, Stopped, serving
 
 from midflight.act.audience import shown_max
+from midflight.act.outbox import Outbox
 from midflight.act.standing import Said
 from midflight.config import config_from
 from midflight.serve import models, ordering
@@ -96,7 +97,7 @@ def test_nothing_is_there_before_anything_was_sent(tmp_path: Path) -> None:
             assert client.get("/v1/ledger").json() == {"lines": [], "next": None}
             assert client.get("/v1/experiments/spring").status_code == 404
             assert client.get("/v1/ledger", params={"campaign": "spring"}).status_code == 404
-            ordering.Outbox(tmp_path / "outbox.db").close()
+            Outbox(tmp_path / "outbox.db").close()
 
 
 # -- lists ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ the vendor promises that the same call made twice has one effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
@@ -303,3 +304,18 @@ class Outbox:
 def options_of(text: str) -> tuple[int, ...]:
     """Return the options that a message's row names, in the order of the campaign's slots."""
     return tuple(map(int, text.split(","))) if text else ()
+
+
+@contextmanager
+def as_it_stands(path: Path, *tables: str) -> Iterator[Outbox | None]:
+    """Give an outbox as it stands at one moment, to read; None where there is none, or where it does not have all of these tables yet."""
+    if not path.exists():
+        yield None
+        return
+    outbox = Outbox(path, reading=True)
+    try:
+        outbox.db.execute("BEGIN")
+        there = {name for (name,) in outbox.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        yield outbox if there.issuperset(tables) else None
+    finally:
+        outbox.db.close(True)

@@ -18,7 +18,7 @@ from ..act import lists, orders
 from ..act.audience import BadAudience, Recipient, Report, read_audience
 from ..act.campaigns import Campaigns, Running
 from ..act.definition import BadCampaign, Ready, Variant, campaign_of, check_columns, content_of
-from ..act.outbox import Outbox
+from ..act.outbox import as_it_stands
 from ..act.templates import Content, compile_variant
 from ..config import Config
 from ..events import recipient_key
@@ -47,17 +47,8 @@ class Refused(MidflightError):
 @contextmanager
 def reading(config: Config) -> Iterator[Campaigns | None]:
     """Give the campaigns as they stand at one moment; None where there were never any."""
-    path = config.folder / "outbox.db"
-    if not path.exists():
-        yield None
-        return
-    outbox = Outbox(path, reading=True)
-    try:
-        outbox.db.execute("BEGIN")
-        known = outbox.db.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('campaigns', 'decisions', 'orders')").get == 3
-        yield Campaigns(outbox, config.sending.speed) if known else None
-    finally:
-        outbox.db.close(True)
+    with as_it_stands(config.folder / "outbox.db", "campaigns", "decisions", "orders") as outbox:
+        yield Campaigns(outbox, config.sending.speed) if outbox else None
 
 
 def named(campaigns: Campaigns | None, name: str) -> Running:

@@ -10,7 +10,7 @@ from pathlib import Path
 import apsw
 import msgspec
 
-from ..act.outbox import Outbox
+from ..act.outbox import as_it_stands
 from ..config import Config
 from ..decide.reconciliation import Alarm, Campaign, Reconciliation, State, as_unusual
 from ..decide.unusual import Unusual
@@ -107,17 +107,11 @@ def campaigns_of(view: View, last: int, sent: dict[str, int]) -> Iterator[Campai
 
 def sent_of(folder: Path) -> dict[str, int]:
     """Return how many messages Midflight itself has sent of each campaign: what is expected where a vendor reports no sending."""
-    path = folder / "outbox.db"
-    if not path.exists():
-        return {}
-    outbox = Outbox(path, reading=True)
-    try:
-        if not outbox.db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'campaigns'").get:
+    with as_it_stands(folder / "outbox.db", "campaigns") as outbox:
+        if outbox is None:
             return {}
         sql = "SELECT c.name, sum(t.n) FROM totals t JOIN campaigns c ON c.id = t.campaign WHERE t.state IN (2, 4) GROUP BY c.id"
         return dict(outbox.db.execute(sql))
-    finally:
-        outbox.db.close(True)
 
 
 def key(alarm: Alarm) -> tuple[str, str, str]:

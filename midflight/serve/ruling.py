@@ -15,7 +15,7 @@ import msgspec
 
 from ..act import rule_orders
 from ..act.actions import Actions
-from ..act.outbox import Outbox
+from ..act.outbox import as_it_stands
 from ..act.rulebook import Now
 from ..act.ways_out import says_of
 from ..config import Config
@@ -50,18 +50,8 @@ _TABLES = ("actions", "action_totals", "rules", "rules_now", "rule_ledger", "tri
 @contextmanager
 def acted(config: Config) -> Iterator[Actions | None]:
     """Give what became of firings as it stands at one moment; None where the conductor has never looked at any."""
-    path = config.folder / "outbox.db"
-    if not path.exists():
-        yield None
-        return
-    outbox = Outbox(path, reading=True)
-    try:
-        outbox.db.execute("BEGIN")
-        wanted = ", ".join(f"'{name}'" for name in _TABLES)
-        there = outbox.db.execute(f"SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ({wanted})").get == len(_TABLES)
-        yield Actions(outbox) if there else None
-    finally:
-        outbox.db.close(True)
+    with as_it_stands(config.folder / "outbox.db", *_TABLES) as outbox:
+        yield Actions(outbox) if outbox else None
 
 
 def definitions_of(view: View) -> Definitions:
