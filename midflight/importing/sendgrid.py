@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from ..sources.sendgrid import OWN_KEYS
+from ..sources.sendgrid import FEED_WORDS, OWN_KEYS
 from ..sources.source import Malformed, as_dict, decode_json, text
 from .export import Export, address, named, plain, seconds
 
-# The feed's words, in its CSV and in its API, for those of the webhook.
-WORDS = {
-    "bounced": "bounce",
-    "opened": "open",
-    "opens": "open",
-    "clicked": "click",
-    "clicks": "click",
-    "spam_report": "spamreport",
-    "spam report": "spamreport",
-    "drop": "dropped",
-}
+WORDS = FEED_WORDS | {"spam report": "spamreport"}
 
 
 class SendGrid(Export):

@@ -58,6 +58,17 @@ DROP_REASONS = {
     "invalid": "invalid",
 }
 
+# The words of the email activity feed, in its CSV and in its API, for those of the webhook.
+FEED_WORDS = {
+    "bounced": "bounce",
+    "opened": "open",
+    "opens": "open",
+    "clicked": "click",
+    "clicks": "click",
+    "spam_report": "spamreport",
+    "drop": "dropped",
+}
+
 # Custom arguments are flattened into the top level, so whatever is not one of SendGrid's own keys is one of them.
 OWN_KEYS = frozenset(
     "asm_group_id attempt bounce_classification category cert_err curlyquotes email event ip marketing_campaign_id "

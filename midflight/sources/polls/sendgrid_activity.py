@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from ..sendgrid import OWN_KEYS
+from ..sendgrid import FEED_WORDS, OWN_KEYS
 from ..source import iso_us, text
 from . import _window as window
 from . import poll
@@ -18,15 +18,6 @@ from .poll import Answer, Call, Cursor, Found, HttpPoll, Page, Past, Unreadable,
 
 limit = 1000
 reach_s = 3 * 86_400.0
-WORDS = {
-    "bounced": "bounce",
-    "opened": "open",
-    "opens": "open",
-    "clicked": "click",
-    "clicks": "click",
-    "spam_report": "spamreport",
-    "drop": "dropped",
-}
 MESSAGE = re.compile(r"[A-Za-z0-9._+=-]{1,200}")
 
 
@@ -132,7 +123,7 @@ def as_webhook(event: dict) -> dict:
     said = text(event.get("event_name")).lower()
     out = {
         "timestamp": iso_us(event.get("processed")) // 1_000_000,
-        "event": WORDS.get(said, said),
+        "event": FEED_WORDS.get(said, said),
         "url": event.get("url"),
         "reason": event.get("reason"),
         "useragent": event.get("http_user_agent"),
