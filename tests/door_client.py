@@ -274,3 +274,16 @@ def wait_ready(port: int, process: subprocess.Popen) -> None:
             pass  # not listening yet, or just ending
         time.sleep(0.02)
     raise AssertionError("the door did not get ready")
+
+
+def door_on(folder: Path, port: int) -> subprocess.Popen:
+    """Start a door as a process of its own, with the settings in ``folder``, and return it when it listens."""
+    environment = os.environ | {"MIDFLIGHT_CONFIG": str(folder / "midflight.yaml")}
+    process = subprocess.Popen([sys.executable, "-m", "midflight", "door"], env=environment, stdout=subprocess.DEVNULL)
+    for _ in range(1200):
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return process
+        threading.Event().wait(0.05)
+    process.kill()
+    raise AssertionError("the door does not listen")

@@ -167,6 +167,19 @@ def test_a_follow_up_without_gates_is_caught(tmp_path: Path, monkeypatch: pytest
     assert sent_while_held(tmp_path) == {"gmail.com": 5, "example.com": 1, "held.example": 1}
 
 
+def held_while_it_connects(following: Following) -> Callable[[], None]:
+    """Have the switch turned after the intent and before the content; what is returned has the carrier carry as before."""
+    carrier = following.desk.sender.lanes["out"].carrier
+    carry = carrier.carry
+
+    async def holding(*given: object) -> object:
+        kill_switch.hold(following.folder, "ada", "odd", 1)
+        return await carry(*given)
+
+    carrier.carry = holding
+    return lambda: setattr(carrier, "carry", carry)
+
+
 @pytest.mark.parametrize("kind", ["smtp", "api"])
 def test_what_is_held_while_it_connects_does_not_leave(kind: str, tmp_path: Path) -> None:
     """The switch is turned after the intent and before the content: nothing arrives; released it goes once."""
@@ -174,19 +187,12 @@ def test_what_is_held_while_it_connects_does_not_leave(kind: str, tmp_path: Path
     with Mailbox(inbox) as box, Apis(inbox) as apis:
 
         async def act(following: Following) -> None:
-            lane = following.desk.sender.lanes["out"]
-            carry = lane.carrier.carry
-
-            async def holding(*given: object) -> object:
-                kill_switch.hold(tmp_path, "ada", "odd", 1)
-                return await carry(*given)
-
-            lane.carrier.carry = holding
+            as_before = held_while_it_connects(following)
             following.fire("ada@example.com")
             await following.until(lambda: kill_switch.read(tmp_path).held)
             await following.until(lambda: following.states() == {"waiting": 1})
             assert following.rows()["ada@example.com"]["tries"] == 0
-            lane.carrier.carry = carry
+            as_before()
             kill_switch.release(tmp_path, "ada", "", 1, kill_switch.read(tmp_path).number)
             await following.ended(1)
             assert following.states() == {"sent": 1}
@@ -210,14 +216,7 @@ def test_a_build_that_asks_early_is_caught(tmp_path: Path) -> None:
         async def act(following: Following) -> None:
             ways = following.ways
             ways.follow_ups = AsksEarly(following.desk.sender, ways.links, following.desk.clock)
-            lane = following.desk.sender.lanes["out"]
-            carry = lane.carrier.carry
-
-            async def holding(*given: object) -> object:
-                kill_switch.hold(tmp_path, "ada", "odd", 1)
-                return await carry(*given)
-
-            lane.carrier.carry = holding
+            held_while_it_connects(following)
             following.fire("ada@example.com")
             await following.ended(1)
 

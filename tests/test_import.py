@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
+from door_client import door_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -562,19 +563,6 @@ def test_one_file_is_imported_by_one_process(tmp_path: Path) -> None:
     assert Import(plan(path, config), config.folder, second, Clock()).run().done
 
 
-def door(tmp_path: Path, port: int) -> subprocess.Popen:
-    """Start a door and return it when it listens."""
-    environment = os.environ | {"MIDFLIGHT_CONFIG": str(tmp_path / "midflight.yaml")}
-    process = subprocess.Popen([sys.executable, "-m", "midflight", "door"], env=environment, stdout=subprocess.DEVNULL)
-    for _ in range(600):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return process
-        threading.Event().wait(0.05)
-    process.kill()
-    raise AssertionError("the door does not listen")
-
-
 def test_an_import_goes_through_the_door_and_waits_for_one_that_died(tmp_path: Path) -> None:
     """The door owns the log, so it takes the events; killed in the middle and started again, it gets the rest."""
     path = big(tmp_path, 20_000)
@@ -582,7 +570,7 @@ def test_an_import_goes_through_the_door_and_waits_for_one_that_died(tmp_path: P
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (tmp_path / "midflight.yaml").write_text(json.dumps({"data": str(tmp_path / "data"), "door": {"port": port}}))
-    running = door(tmp_path, port)
+    running = door_on(tmp_path, port)
     try:
         process = command(tmp_path, str(path))
         while process.poll() is None and imported_so_far(tmp_path) < 3_000:
@@ -590,7 +578,7 @@ def test_an_import_goes_through_the_door_and_waits_for_one_that_died(tmp_path: P
         assert process.poll() is None
         running.kill()
         running.wait()
-        running = door(tmp_path, port)
+        running = door_on(tmp_path, port)
         said, _ = process.communicate(timeout=120)
         assert process.returncode == 0
         assert "19,980 events imported, 20 lines" in said

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import msgspec
 import pytest
+from door_client import door_on
 from polling_world import NOW_US, SetClock, second_us
 
 from midflight.config import load_config
@@ -25,18 +23,6 @@ from midflight.sources.polls import hubspot
 from midflight.sources.polls._configured import polls_of
 
 pytestmark = pytest.mark.long
-
-
-def started(folder: Path, port: int) -> subprocess.Popen:
-    environment = os.environ | {"MIDFLIGHT_CONFIG": str(folder / "midflight.yaml")}
-    process = subprocess.Popen([sys.executable, "-m", "midflight", "door"], env=environment, stdout=subprocess.DEVNULL)
-    for _ in range(1200):
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return process
-        threading.Event().wait(0.05)
-    process.kill()
-    raise AssertionError("the door does not listen")
 
 
 def logged(folder: Path) -> list[Event]:
@@ -60,13 +46,13 @@ def test_what_is_polled_is_in_the_log_although_the_door_dies(tmp_path: Path, mon
         port = free.getsockname()[1]
     (tmp_path / "midflight.yaml").write_text(json.dumps({"data": str(tmp_path / "data"), "door": {"port": port}}))
     config = load_config(tmp_path / "midflight.yaml")
-    door = [started(tmp_path, port)]
+    door = [door_on(tmp_path, port)]
 
     def dies(number: int, _asked: object) -> None:
         if number == 2:
             door[0].kill()
             door[0].wait()
-            threading.Timer(1.0, lambda: door.append(started(tmp_path, port))).start()
+            threading.Timer(1.0, lambda: door.append(door_on(tmp_path, port))).start()
 
     async def turn(url: str) -> str:
         raw = {"crm": {"kind": "hubspot", "token": HubSpotFake.key, "url": url, "traits": ["plan"], "per_second": 1000}}
