@@ -124,7 +124,7 @@ class Desk:
         self.outbox.close()
 
     def told(self) -> list[dict]:
-        return [one["told"] for one in reversed(self.alerting.alerts.listed())]
+        return [{call["target"]: call["state"] for call in one["told"]} for one in reversed(self.alerting.alerts.listed())]
 
 
 def run(config: Config, clock: Clock, act: Callable[[Desk], Awaitable[None]], alerts: type[Alerts] = Alerts) -> None:

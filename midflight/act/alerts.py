@@ -116,9 +116,8 @@ class Alerts:
         return found
 
     def _telling(self, target: str, number: int, id: str, body: bytes, at_us: int, tries: int, now_us: int) -> list[Telling]:
-        try:
-            notice = msgspec.json.decode(body, type=Notice)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        notice = _notice(body)
+        if notice is None:
             # Another version wrote it: it must not stand in the way of those behind it.
             sql = "UPDATE alert_calls SET state = 3, detail = 'it cannot be read', changed_us = ? WHERE alert = ? AND target = ?"
             self.db.execute(sql, (now_us, number, target))
@@ -183,14 +182,27 @@ class Alerts:
             )
         return count, unknown
 
-    def listed(self, count_max: int = 100) -> list[dict]:
-        """Return the last alerts, the newest first, each with what became of it by target."""
-        rows = self.db.execute("SELECT number, id, at_us, notice FROM alerts ORDER BY number DESC LIMIT ?", (count_max,)).fetchall()
+    def listed(self, before: int = 2**62, count_max: int = 100) -> list[dict]:
+        """Return the last alerts with a number below ``before``, the newest first, each with what became of it by target.
+
+        ``notice`` is None where another version wrote it.
+        """
+        sql = "SELECT number, id, at_us, notice FROM alerts WHERE number < ? ORDER BY number DESC LIMIT ?"
         return [
-            {"number": number, "id": id, "at_us": at_us, "notice": msgspec.json.decode(notice, type=Notice), "told": self._told(number)}
-            for number, id, at_us, notice in rows
+            {"number": number, "id": id, "at_us": at_us, "notice": _notice(body), "told": self._told(number)}
+            for number, id, at_us, body in self.db.execute(sql, (before, count_max)).fetchall()
         ]
 
-    def _told(self, number: int) -> dict[str, str]:
-        rows = self.db.execute("SELECT target, state FROM alert_calls WHERE alert = ?", (number,))
-        return {target: STATES[state] for target, state in rows}
+    def _told(self, number: int) -> list[dict]:
+        sql = "SELECT target, state, tries, detail, changed_us FROM alert_calls WHERE alert = ? ORDER BY target"
+        return [
+            {"target": target, "state": STATES[state], "tries": tries, "detail": detail, "changed_us": changed_us}
+            for target, state, tries, detail, changed_us in self.db.execute(sql, (number,))
+        ]
+
+
+def _notice(body: bytes) -> Notice | None:
+    try:
+        return msgspec.json.decode(body, type=Notice)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

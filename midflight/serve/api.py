@@ -678,11 +678,11 @@ def create_app(config: Config, clock: Clock | None = None, timeline: Timeline | 
 
 def routers() -> list[APIRouter]:
     """Return every part of the API. The others import this module, and are joined here, when all are complete."""
-    from . import campaigning, connected, delivering, people_api, rules_api, segments_api
+    from . import alerts_api, campaigning, connected, delivering, people_api, rules_api, segments_api
 
     parts = (campaigning, segments_api, rules_api)
     more = (people_api.reading, connected.reading, connected.writing, delivering.reading, delivering.writing, delivering.sending)
-    return [reading, writing, *more, *(router for part in parts for router in (part.reading, part.sending)), everybody]
+    return [reading, writing, alerts_api.reading, *more, *(router for part in parts for router in (part.reading, part.sending)), everybody]
 
 
 def openapi() -> dict:

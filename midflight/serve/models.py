@@ -934,6 +934,44 @@ class RuleLedger(Closed):
     next: int | None
 
 
+class AlertTold(Closed):
+    """What became of it for a target, ``way:NAME`` or ``mail:ADDRESS``. `unknown` may have arrived; `replaced` gave way to a newer one."""
+
+    target: str
+    state: Literal["waiting", "called", "sent", "refused", "unknown", "replaced"]
+    tries: int
+    detail: str
+    changed_at: str | None
+
+
+class AlertPart(Closed):
+    """What is told. ``page`` is the console's page with the evidence."""
+
+    what: Literal["begun", "worse", "lasts", "over", "more", "unreadable"]
+    level: Literal["warning", "serious", "unknown"]
+    text: str
+    why: str
+    page: str
+
+
+class Alert(AlertPart):
+    """Something that was to be told. `more` tells several together, the first of them in ``parts``."""
+
+    number: int
+    id: str
+    at: str | None
+    parts: list[AlertPart]
+    told: list[AlertTold]
+
+
+class Alerts(Closed):
+    """``targets`` are told what comes from now on; where there are none, nobody is told of anything."""
+
+    alerts: list[Alert]
+    next: int | None
+    targets: list[str]
+
+
 class TryRules(Closed):
     """Segments by name as conditions, rules by name as definitions. Times are ISO 8601, or a length of time before the log's end: `7d`."""
 

@@ -13,6 +13,7 @@ from ...kit.errors import MidflightError
 
 def join(app: FastAPI) -> None:
     """Add the pages to the application."""
+    from .alerts import alerts
     from .deliverability import deliverability
     from .experiments import experiments
     from .holding import holding
@@ -28,7 +29,7 @@ def join(app: FastAPI) -> None:
     app.include_router(pages)
     # The form comes first: its address is within those of campaigns.
     app.include_router(wizard)
-    for router in (experiments, segments, rules, inbox, holding, deliverability, entrance):
+    for router in (experiments, segments, rules, inbox, holding, deliverability, alerts, entrance):
         app.include_router(router)
     app.add_exception_handler(LoginFirst, _login_first)
 
