@@ -10,8 +10,10 @@ from playwright.sync_api import Browser, Page
 from rule_world import World, whole
 from sample_store import PAYLOADS, serving
 
+from midflight.act import kill_switch
 from midflight.kit.clock import Clock
 from midflight.serve.api import create_app
+from midflight.serve.console import holding
 
 
 class Desk(LoggedIn):
@@ -139,18 +141,20 @@ def test_a_rule_is_tried_saved_approved_and_undone(desk: Desk) -> None:
 
 
 def test_the_kill_switch_is_on_every_page(desk: Desk) -> None:
-    """Confirmed, it holds within a second and every page says so; what fires waits; released, it goes on."""
+    """Confirmed, it holds within a second and every page says so; what fires waits; released, it goes on, on the page that was open."""
     page = desk.page("/rules/new")
     rule(page, "Held", "act", "chat", "text")
     press(page, "Save the rule")
-    page.goto(desk.base + "/inbox")
+    page.goto(desk.base + "/rule?name=Held")
     opened(page, "Hold everything")
     page.locator("[data-key=hold] input[name=why]").fill("too many complaints")
     press(page, "Hold everything now")
+    assert page.url == f"{desk.base}/rule?name=Held"
     desk.world.hear("opened", "hal@x.example")
-    for path in ("/rules", "/segments", "/inbox", "/ledger/rules", "/rule?name=Held", "/people?address=hal@x.example"):
+    desk.world.folded()
+    for path in pages_of(desk):
         page.goto(desk.base + path)
-        assert "too many complaints" in page.locator(".held").inner_text(), path
+        assert "too many complaints" in page.locator(".held").inner_text() and page.locator("#switch button").count() == 0, path
     page.goto(desk.base + "/rules")
     page.wait_for_selector("[data-waiting='1']")
     assert desk.world.went("hal@x.example") == []
@@ -159,8 +163,56 @@ def test_the_kill_switch_is_on_every_page(desk: Desk) -> None:
     assert page.locator(".held").count() == 0
     page.wait_for_selector("[data-sent='1']")
     assert desk.world.went("hal@x.example") == ["chat"]
+    for path in pages_of(desk):
+        page.goto(desk.base + path)
+        page.locator("#switch summary").click()
+        assert page.get_by_role("button", name="Hold everything now").is_visible() and page.locator(".held").count() == 0, path
     assert page.evaluate("window.bad") == []
     page.context.close()
+
+
+def pages_of(desk: Desk) -> list[str]:
+    """Return the addresses of all pages, one of one that is not there among them. A page that is added has to be on this list."""
+    more = {"/campaign": "name=spring", "/rule": "name=Held", "/segment": "name=nothing", "/people": "address=hal@x.example"}
+    return [f"{path}?{more[path]}" if path in more else path for path in sorted(holding.PLACES)] + ["/nothing"]
+
+
+def test_no_page_is_without_the_switch(desk: Desk) -> None:
+    """Every page that can be asked for is one that the switch leads back to, and so among those of the test above."""
+    outside = {"/find", "/favicon.ico", "/static/{mark}/{name}", "/login", "/setup", "/v1/openapi.json"}
+    routes = [inner for route in desk.app.routes for inner in getattr(getattr(route, "original_router", None), "routes", [route])]
+    shown = {route.path for route in routes if "GET" in (route.methods or ()) and not route.include_in_schema}
+    assert shown - outside == holding.PLACES | {holding.EXPERIMENTS + "{name:path}"}
+
+
+def test_the_switch_beside_a_form_loses_nothing_that_was_typed(desk: Desk) -> None:
+    """On the forms everything is held and released in place: what is not saved yet stays."""
+    for path, field in (("/rules/new", "#name"), ("/segments/new", "#name"), ("/experiments/new", "#name")):
+        page = desk.page(path)
+        page.fill(field, "Half a name")
+        opened(page, "Hold everything")
+        page.locator("[data-key=hold] input[name=why]").fill("wait")
+        page.get_by_role("button", name="Hold everything now").click()
+        page.wait_for_selector(".held")
+        assert kill_switch.read(desk.world.config.folder).why == "wait" and page.locator("#switch summary").count() == 0
+        opened(page, "Release")
+        page.get_by_role("button", name="Let it go on").click()
+        page.wait_for_selector(".held", state="detached")
+        page.wait_for_selector("#switch summary")
+        assert not kill_switch.read(desk.world.config.folder).held and page.input_value(field) == "Half a name"
+        assert page.evaluate("window.bad") == []
+        page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "to"),
+    [("/rule?name=a%26b", "/rule?name=a%26b"), ("/inbox", "/inbox"), ("/experiments/a%3Fb", "/experiments/a%3Fb"),
+     ("//evil.example", "/"), ("https://evil.example/rule", "/"),
+     ("/rule/../x", "/"), ("", "/"), ("/hold", "/")],
+)  # fmt: skip
+def test_the_switch_leads_back_to_pages_alone(given: str, to: str) -> None:
+    """To the page it was turned on, with what was chosen there, and never elsewhere."""
+    assert holding.back({"back": given}) == to
 
 
 def test_nothing_of_strangers_runs_on_these_pages(desk: Desk) -> None:

@@ -21,7 +21,6 @@ from ..auth import Session
 from ..campaigning import ledger_page
 from ..ordering import ended, guard_acted, named, new_id, newest, ordered, reading, reasons, refusal
 from . import words
-from .holding import hold_of
 from .pages import as_text, form, lines_max, render, since, templates, visitor, written_by_us
 
 rows_max = 50
@@ -60,7 +59,6 @@ def listed(request: Request, before: str = "", session: Session = Depends(visito
         older=f"/experiments?before={found[rows_max - 1].id}" if len(found) > rows_max else None,
         first=first == 2**62,
         channels=list(site.config.channels),
-        hold=hold_of(request),
         **since(site.clock.now_us()),
     )
 
@@ -141,7 +139,6 @@ def shown(
         actions=[] if now.state in ("stopped", "done") else actions(now, now_us),
         trouble=trouble,
         note=note,
-        hold=hold_of(request),
         **counted,
         **since(now_us),
     )

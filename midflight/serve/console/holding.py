@@ -1,4 +1,4 @@
-"""The kill switch as people see it: a button on the pages about automation that holds everything at once, and who holds it and why."""
+"""The kill switch as people see it: a button on every page that holds everything at once, and who holds it and why."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from ..auth import Session
 from .pages import form, visitor, written_by_us
 
 why_chars_max = 2_000
-PLACES = ("/experiments", "/segments", "/segment", "/rules", "/rule", "/inbox", "/ledger/rules", "/people")
+back_chars_max = 4_000
+# The pages that a form of the switch may lead back to, and with those of EXPERIMENTS all there are.
+PLACES = frozenset(
+    (
+        "/", "/campaigns", "/campaign", "/experiments", "/experiment", "/experiments/new", "/segments", "/segment", "/segments/new",
+        "/rules", "/rule", "/rules/new", "/inbox", "/deliverability", "/ledger", "/ledger/rules", "/ledger/alerts", "/sources", "/people",
+        "/words",
+    )
+)  # fmt: skip
+EXPERIMENTS = "/experiments/"
 holding = APIRouter(include_in_schema=False)
-
-
-def hold_of(request: Request) -> kill_switch.Hold:
-    """Return how the switch stands, for a page that shows it."""
-    return kill_switch.read(api.site_of(request).config.folder)
 
 
 @holding.post("/hold")
@@ -42,6 +46,7 @@ def release(request: Request, session: Session = Depends(visitor), fields: dict 
 
 
 def back(fields: dict[str, str]) -> str:
-    """Return the page that a form was on."""
-    path = fields.get("back", "")
-    return path if path in PLACES else "/rules"
+    """Return the page that a form was on, with what was chosen on it."""
+    path, mark, query = fields.get("back", "").partition("?")
+    known = path in PLACES or path.startswith(EXPERIMENTS)
+    return (path + mark + query)[:back_chars_max] if known else "/"

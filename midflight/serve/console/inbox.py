@@ -13,7 +13,6 @@ from .. import api, ruling
 from ..auth import Session
 from ..ordering import new_id
 from ..rules_api import ledger_page
-from .holding import hold_of
 from .pages import render, since, visitor, written_by_us
 from .rules import noted
 
@@ -56,7 +55,7 @@ def shown(request: Request, session: Session, *, note: dict | None = None, troub
             refused = actions.listed("refused", count_max=rows_shown)
     return render(
         request, "inbox.html", status, session=session, suggested=suggested, unknown=unknown, refused=refused, note=note, trouble=trouble,
-        hold=hold_of(request), **since(site.clock.now_us()),
+        **since(site.clock.now_us()),
     )  # fmt: skip
 
 
@@ -120,7 +119,7 @@ def ledger_shown(
     return render(
         request, "rule_ledger.html", status, session=session, rows=rows[:rows_shown], lines=lines, rule=rule, names=names,
         older="/ledger/rules?" + urlencode(more) if more else None, first=first == 2**62, note=note, trouble=trouble,
-        undoable=ruling.undoable_of(site.config), hold=hold_of(request), **since(site.clock.now_us()),
+        undoable=ruling.undoable_of(site.config), **since(site.clock.now_us()),
     )  # fmt: skip
 
 

@@ -97,6 +97,8 @@ pages = APIRouter(include_in_schema=False)
 def render(request: Request, template: str, status: int = 200, **values) -> Response:
     """Return a page. Everything in ``values`` is text to the template and is escaped by it."""
     theme = request.cookies.get(THEME_COOKIE, "auto")
+    if values.get("session"):
+        values |= switch_of(request)
     text = templates.get_template(template).render(
         theme=theme if theme in THEMES else "auto",
         path=request.url.path,
@@ -104,6 +106,16 @@ def render(request: Request, template: str, status: int = 200, **values) -> Resp
         **values,
     )
     return Response(text, status, media_type="text/html")
+
+
+def switch_of(request: Request) -> dict:
+    """Return how the kill switch stands: every page shows it to whoever may press it, which is whoever is logged in."""
+    site = api.site_of(request)
+    hold = kill_switch.read(site.config.folder)
+    # As the browser has written it: in a name, a slash and a question mark are not what they are in an address.
+    path = request.scope["raw_path"].decode("ascii", "replace")
+    back = path + (f"?{request.url.query}" if request.url.query else "")
+    return {"hold": hold, "held_since": words.ago(hold.at_us, site.clock.now_us()) if hold.at_us else "", "back": back}
 
 
 # -- Pulse ---------------------------------------------------------------------------------------------------------------
@@ -465,7 +477,6 @@ def people(request: Request, address: str = "", session: Session = Depends(visit
         note=note,
         days=by_day(events),
         n=len(events),
-        hold=kill_switch.read(site.config.folder),
         **explained(site, recipient if address else ""),
         **since(site.clock.now_us()),
     )

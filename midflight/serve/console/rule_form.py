@@ -22,7 +22,6 @@ from ..auth import Session
 from ..automation import checked_ways
 from . import conditions, shapes
 from .conditions import text
-from .holding import hold_of
 from .pages import render, visitor, written_by_us
 from .rules import link_of, rules
 from .segments import big_form, known_of
@@ -217,8 +216,7 @@ def page(request: Request, session: Session, form: Form, status: int = 200, foun
         form.fields["way"] = next((name for name in said if name != "email"), "email")
     return render(
         request, "rule_form.html", status, session=session, form=form, value=form.value, errors=form.errors, triggers=triggers(), says=said,
-        known=known_of(site, definitions), windows=WINDOWS, autonomies=AUTONOMY, hold=hold_of(request),
-        tried=None if found is None else told(found),
+        known=known_of(site, definitions), windows=WINDOWS, autonomies=AUTONOMY, tried=None if found is None else told(found),
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from .. import api, ruling
 from ..auth import Session
 from ..ordering import ended, new_id, refusal
 from . import words
-from .holding import hold_of
 from .pages import form, render, since, templates, visitor, written_by_us
 
 actions_shown = 30
@@ -48,7 +47,7 @@ def listed(request: Request, session: Session = Depends(visitor)) -> Response:
         rows = ruling.rule_rows(definitions, actions)
     for row in rows:
         row["fired"] = sum(row["totals"].values())
-    return render(request, "rules.html", session=session, rows=rows, hold=hold_of(request), **since(site.clock.now_us()))
+    return render(request, "rules.html", session=session, rows=rows, **since(site.clock.now_us()))
 
 
 @rules.get("/rule")
@@ -88,8 +87,8 @@ def shown(
     worth = request.app.state.kept.get(("earned", name), state, lambda: ruling.earned_of(site.config, name, limits, log_us))
     return render(
         request, "rule.html", status, session=session, row=row, limits=limits_of(row["definition"]), versions=versions, latest=latest,
-        note=note, trouble=trouble, earned=worth, hold=hold_of(request), autonomies=AUTONOMY, fired=sum(totals.values()),
-        undoable=ruling.undoable_of(site.config), **since(site.clock.now_us()),
+        note=note, trouble=trouble, earned=worth, autonomies=AUTONOMY, fired=sum(totals.values()), undoable=ruling.undoable_of(site.config),
+        **since(site.clock.now_us()),
     )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from .. import api, ruling
 from ..auth import Session
 from ..segments_api import tried
 from . import conditions, words
-from .holding import hold_of
 from .pages import render, since, templates, visitor, written_by_us
 from .wizard import said_of
 
@@ -74,9 +73,7 @@ def listed(request: Request, session: Session = Depends(visitor)) -> Response:
     with site.store.view() as view:
         definitions, members = ruling.definitions_of(view), ruling.members_of(view)
         rows = [ruling.segment_row(definitions, members, name) for name in sorted(definitions.segments)]
-        return render(
-            request, "segments.html", session=session, rows=rows, hold=hold_of(request), **since(site.clock.now_us())
-        )  # fmt: skip
+        return render(request, "segments.html", session=session, rows=rows, **since(site.clock.now_us()))
 
 
 @segments.get("/segment")
@@ -99,8 +96,8 @@ def shown(request: Request, session: Session, name: str, *, note: str = "", trou
         kept = request.app.state.kept.get(("segment", name), state, lambda: ruling.sample_of(site.config, name, members_shown))
     return render(
         request, "segment.html", status, session=session, row=row, moves=moves, chart=chart_of(history), sample=kept[0],
-        sample_note=kept[1], needed=definitions.needing(name), note=note, trouble=trouble, hold=hold_of(request),
-        tree=conditions.form_of(row["where"]), **since(site.clock.now_us()),
+        sample_note=kept[1], needed=definitions.needing(name), note=note, trouble=trouble, tree=conditions.form_of(row["where"]),
+        **since(site.clock.now_us()),
     )  # fmt: skip
 
 
@@ -158,7 +155,7 @@ def page(request: Request, session: Session, form: Form, status: int = 200, prev
         definitions = ruling.definitions_of(view)
     return render(
         request, "segment_form.html", status, session=session, form=form, errors=form.errors, preview=preview, events=DONE,
-        known=known_of(site, definitions), hold=hold_of(request),
+        known=known_of(site, definitions),
     )  # fmt: skip
 
 

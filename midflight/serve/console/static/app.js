@@ -67,11 +67,13 @@ async function refresh() {
     const answer = await fetch(location.href, { headers: { accept: "text/html" }, redirect: "manual", cache: "no-store" });
     if (answer.type === "opaqueredirect") return location.reload();
     if (!answer.ok) return;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+    const parsed = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = parsed.getElementById("main");
     if (!fresh) return;
     if (fresh.getAttribute("data-live") !== main.getAttribute("data-live")) return location.reload();
     const lively = main.classList.contains("live");
     morph(main, fresh);
+    switched(parsed, "switch");
     main.classList.toggle("live", lively);
     document.dispatchEvent(new CustomEvent("midflight:fresh"));
   } catch {
@@ -110,6 +112,33 @@ function listen() {
   addEventListener("pagehide", close);
   addEventListener("pageshow", (event) => event.persisted && open());
 }
+
+// -- the kill switch ----------------------------------------------------------------------------------------------------
+
+// It is above the page, so that no form on it can lose what was typed.
+function switched(parsed, ...ids) {
+  for (const id of ids) {
+    const fresh = parsed.getElementById(id);
+    if (fresh) morph(document.getElementById(id), fresh);
+  }
+}
+
+// Beside a form that somebody is filling in, it is turned in place.
+async function turn(event) {
+  const form = event.target;
+  if (!form.closest("#switch, #held") || !document.querySelector("form.wizard")) return;
+  event.preventDefault();
+  try {
+    const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)), headers: { accept: "text/html" } });
+    if (!answer.ok) throw new Error(answer.statusText);
+    switched(new DOMParser().parseFromString(await answer.text(), "text/html"), "switch", "held");
+    say(document.querySelector(".held") ? "Everything is held" : "It goes on");
+  } catch {
+    form.submit(); // the page that comes says what is wrong
+  }
+}
+
+document.addEventListener("submit", turn);
 
 // -- theme, copying -----------------------------------------------------------------------------------------------------
 
