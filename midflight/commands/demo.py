@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ import typer
 from ..config import Config, load_config
 from ..kit.clock import Clock
 from ..kit.errors import MidflightError
+from ..sandbox.automated import automate
 from ..sandbox.conducted import CHANNEL, Conducted, channel
 from ..sandbox.manners import Manners
 from ..sandbox.play import Game, play
@@ -48,6 +50,8 @@ def command(
         ports = free_ports(port)
         settings, keys = sandbox_config(ports, seed, str(folder.absolute() / "data"))
         settings |= {"channels": {CHANNEL: channel(ports["vendor"])}, "sending": {"speed": virtual_hours * 60 / minutes}}
+        # By hours that go by in seconds, a rule reaches more people within an hour of the clock than it usually may.
+        settings |= {"automation": {"people_per_hour": 0, "ceiling_per_hour": 0}}
         write_files(folder, settings, keys)
     os.environ["MIDFLIGHT_CONFIG"] = str(folder / "midflight.yaml")
     config = load_config()
@@ -55,10 +59,13 @@ def command(
     say(f"open      {base_url(config)}/    user {user}, password {password}")
     if CHANNEL in config.channels:
         say(f"watch     {base_url(config)}/experiments: a campaign that sends what works, while it is being sent")
+        say(f"          {base_url(config)}/rules: who clicks and does not buy is followed up; /segments: who that is")
     say(f"webhooks  http://{config.door.host}:{config.door.port}/in/NAME; settings and data are in {folder}")
     show = Show(config, folder, recipients, campaigns, minutes, rounds, seed)
+    supervised = supervisor(config, lambda line: say(f"midflight: {line}"))
+    show.stopping = lambda: supervised.stopping
     threading.Thread(target=show.run, name="sandbox", daemon=True).start()
-    status = supervisor(config, lambda line: say(f"midflight: {line}")).run(while_running=lambda: not show.over)
+    status = supervised.run(while_running=lambda: not show.over)
     sys.exit(status or show.status)
 
 
@@ -70,6 +77,7 @@ class Show:
         self.recipients, self.campaigns, self.minutes = recipients, campaigns, minutes
         self.door = f"http://{config.door.host}:{config.door.port}"
         self.over = False
+        self.stopping: Callable[[], bool] = lambda: False
         self.status = 0
 
     def run(self) -> None:
@@ -82,6 +90,9 @@ class Show:
                 number += 1
                 self.over = number == self.rounds
         except MidflightError as error:
+            if self.stopping():
+                # Of what is being ended nobody expects an answer any more.
+                return
             say(f"midflight: {error.text()}")
             self.status, self.over = 1, True
 
@@ -102,6 +113,7 @@ class Show:
         conducted = None
         if CHANNEL in self.config.channels:
             conducted = Conducted(self.config, keys, self.recipients * spring_times, self.seed + number)
+            automate(api, token, conducted.name, CHANNEL, self.config.sending.speed)
             conducted.start()
         told = play(Game(scenario, self.door, keys))
         cells = defaultdict(Counter, told.measured)
@@ -124,7 +136,7 @@ class Show:
     def _token(self) -> str:
         access = Access(self.config)
         try:
-            return access.make_token("demo", ["read"])[1]
+            return access.make_token("demo", ["read", "send"])[1]
         finally:
             access.close()
 

@@ -1,4 +1,7 @@
-"""A campaign that Midflight itself sends to people of the sandbox, whose vendor takes it by its API and reports what comes of it."""
+"""A campaign that Midflight itself sends to people of the sandbox, whose vendor takes it by its API and reports what comes of it.
+
+Who clicks and does not buy gets a second message from a rule (`automated.py`), and some then buy.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from ..serve.ordering import ordered
 from .api_vendors import KEYS
 from .apis import Apis
 from .audience import audience
+from .automated import follow_up_of
+from .fortunes import FollowUp
 from .inbox import Inbox
 from .loop import list_of
 from .manners import Manners
@@ -65,7 +70,8 @@ class Conducted:
         settings = config.channels[CHANNEL]
         self.apis = Apis(self.inbox, port=int(settings["url"].rpartition(":")[2]))
         self.react = React(
-            self.people, EFFECTS, seed=seed, start_us=self.clock.now_us(), speed=config.sending.speed, manners=Manners.good()
+            self.people, EFFECTS, seed=seed, start_us=self.clock.now_us(), speed=config.sending.speed, manners=Manners.good(),
+            follow_up=FollowUp(campaign=follow_up_of(self.name)),
         )  # fmt: skip
         door = f"http://127.0.0.1:{config.door.port}"
         self.reactor = Reactor(self.inbox, self.react, door, sources_from(keys), clock=self.clock)
