@@ -50,10 +50,20 @@ class Folded:
         try:
             found = Found(*self._db.execute(_FIND, (campaign, recipient)).get)
         except apsw.Error as error:
-            # A file of another version, or one that is being made.
-            self._trouble(error)
+            # A file of another version, or a damaged one. One that is being made is as none, which is usual at the first start.
+            if self._made():
+                self._trouble(error)
             return NOTHING
         return found if found.position is not None else NOTHING
+
+    def _made(self) -> bool:
+        """Whether the engine has made its tables: it does so one by one, and says last which version they are of."""
+        try:
+            return self._db.execute("SELECT 1 FROM meta WHERE key = 'version'").get is not None
+        except apsw.SQLError:
+            return False
+        except apsw.Error:
+            return True
 
     def look(self) -> None:
         """Open the file if it is new, and see how far the engine is. Called a few times a second."""
