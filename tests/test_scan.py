@@ -134,6 +134,20 @@ def ordinary_record() -> Record:
     return Record("webhook", "sendgrid", AT_US, {}, json.dumps([ORDINARY], ensure_ascii=False).encode(), "", 0)
 
 
+@pytest.mark.parametrize("ways", [(True,), (False,), (True, False)], ids=["scanned", "parsed", "both"])
+def test_all_columns_lie_in_one_piece_whichever_way_they_were_read(monkeypatch: pytest.MonkeyPatch, ways: tuple[bool, ...]) -> None:
+    """Compiled code is compiled for the layout of what it gets: with another one the engine would stand still while it compiles again."""
+    kinds = {"fast": load("sendgrid", {"unsigned": True}), "slow": load("sendgrid", {"unsigned": True})}
+    monkeypatch.setattr(kinds["slow"], "flat", lambda: None)
+    body = json.dumps([ORDINARY | {"sg_event_id": f"{n}", "email": f"p{n}@x.example"} for n in range(3)]).encode()
+    records = [Record("webhook", "fast" if fast else "slow", AT_US, {}, body, "", n) for n, fast in enumerate(ways)]
+    batch = Edge(kinds, [], Names()).prepare(records).batch
+    columns = batch._asdict() | batch.given._asdict()
+    columns.pop("given")
+    assert batch.kind.size == 3 * len(ways)
+    assert [name for name, column in columns.items() if not column.flags.c_contiguous] == []
+
+
 def test_ordinary_batches_take_the_fast_way():
     """What SendGrid sends every day is read by compiled code."""
     source = load("sendgrid", {"unsigned": True})

@@ -280,7 +280,8 @@ class _Assembly:
             id_lo=columns["id_lo"].copy(),
             content=zeros,
             day=(columns["received"] // DAY_US).astype(np.uint16),
-            rcpt=columns["rcpt"],
+            # Part of a wider array where all rows were parsed: for that, compiled code would have to be compiled once more.
+            rcpt=np.ascontiguousarray(columns["rcpt"]),
             provider=columns["provider"],
             msg=columns["msg"] ^ salt,
             kind=columns["kind"],
