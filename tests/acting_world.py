@@ -112,7 +112,8 @@ class World:
         self.held = False
         self.approved: set[str] = set()
         self.effects: list[tuple[int, Action, bool]] = []
-        self.lost: list[tuple[int, str, str]] = []  # calls that did nothing, and of which the process cannot know that
+        self.lost: list[tuple[int, str, str]] = []  # calls that may have done nothing, and of which the process cannot know that
+        self.began_us: dict[str, int] = {}
         self.undone: set[str] = set()
         self.versions: dict[str, int] = {}
         self.bad_manners = True
@@ -173,8 +174,12 @@ class World:
         self.begun.close()
         self.crash_at.clear()
         self.deaths += 1
-        if self.random.random() < 0.1:
+        if machine := self.random.random() < 0.1:
             self.boot = f"boot {self.random.random()}"
+        for who, id, way in self.acting.under_way_now():
+            # Of what had begun nobody who comes after knows whether it happened; where the machine went down, too, of what had not.
+            if machine or (id in self.acting.calls and self.acting.calls[id].begun):
+                self.lost.append((self.began_us.get(id, self.clock.now_us()), who, way))
         self.start()
 
     async def turn(self, count: int = 1) -> None:
@@ -216,6 +221,7 @@ class World:
         promised = action.way == "push" and HOUR
         if not self.alive or not begins(promised or 0):
             return Outcome(kind="later", detail="it was not to begin")
+        self.began_us[action.id] = self.clock.now_us()
         if manner in ("refused", "later"):
             return Outcome(kind=manner, detail="said so", retry_s=self.random.choice((0.0, 5.0, 900.0)))
         if manner != "lost" and not (promised and self._done_of_late(action)):

@@ -303,6 +303,32 @@ def test_a_rule_that_fires_for_a_whole_list_delays_no_other(desk: Desk) -> None:
     assert [row.id for row in desk.world.actions.ready(5)] == ["first", "c000", "alone", "c001", "c002"]
 
 
+def test_a_call_under_way_lets_no_other_through_a_cap(tmp_path: Path) -> None:
+    """Who is about to be reached by a rule without caps counts as reached for others only once that is sure: it may still be refused."""
+    desk = Desk(tmp_path, radius=Radius(people_per_hour=1, ceiling_per_hour=0, person_per_day=0))
+    deliver = desk.world.deliver
+
+    async def slow(action, begins) -> Outcome:
+        if action.rule != "free":
+            return await deliver(action, begins)
+        assert begins(0)
+        for _ in range(30):
+            await asyncio.sleep(0)
+        return Outcome(kind="refused", detail="no such device")
+
+    desk.world.deliver = slow
+    desk.put("free")
+    desk.put("capped", autonomy="act_within_caps")
+    desk.fire("first", PEOPLE[0], rule="capped")
+    desk.run(2)
+    desk.fire("free", PEOPLE[1], rule="free")
+    desk.fire("second", PEOPLE[1], rule="capped")
+    desk.run(8)
+    assert desk.went() == ["first"] and desk.state("second") == ("suggested", "blast_radius")
+    assert desk.state("free")[0] == "refused"
+    desk.close()
+
+
 def test_who_is_held_out_stays_held_out(desk: Desk) -> None:
     """A rule never acts on the held-out, who are the same after edits and more with a larger share; both sides are on record."""
     people = [f"p{n}@x.example" for n in range(200)]

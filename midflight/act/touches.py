@@ -104,14 +104,15 @@ class Touches:
         members = self._members(way, now_us)
         return beyond if len(members) >= members_max else len(members)
 
-    def among(self, way: str, recipient: str, now_us: int) -> bool:
-        """Tell whether a recipient was surely touched in an hour by a way out: here a window begins late, never early."""
+    def among(self, way: str, recipient: str, now_us: int, under_way: int = 0) -> bool:
+        """Tell whether a recipient was surely touched in an hour by a way out: here a window begins late, never early, and of what is noted
+        so many touches are of calls ``under_way``, which may have no effect yet."""
         minute = now_us // minute_us
         found = self.db.execute(
-            "SELECT 1 FROM reached WHERE way = ? AND recipient = ? AND minute BETWEEN ? AND ?",
+            "SELECT sum(n) FROM reached WHERE way = ? AND recipient = ? AND minute BETWEEN ? AND ?",
             (way, recipient, minute - minutes_hour + 1, minute + minutes_hour - 1),
         )
-        return found.fetchone() is not None
+        return (found.get or 0) > under_way
 
     def _members(self, way: str, now_us: int) -> dict[str, int]:
         minute = self._at(now_us)

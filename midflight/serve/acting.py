@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import apsw
@@ -132,6 +132,7 @@ class Acting:
         self.hold, self._noted = Hold(), True
         self.calls: dict[str, _Call] = {}
         self.ended: list[tuple[str, Outcome]] = []
+        self._starting: list[tuple[Row, Rule, Action]] = []  # decided on in this turn
         self.under_way = UnderWay()
         self._undoing: set[str] = set()
         self._undone: list[tuple[str, Outcome]] = []
@@ -233,7 +234,7 @@ class Acting:
             return
         keys = {row.recipient for row in rows if row.recipient}
         suppressed, attributes = self.people.suppressed(keys), self.people.attributes(keys)
-        called: list[tuple[Row, Rule, Action]] = []
+        self._starting = called = []
         with self.actions.transaction():
             for row in rows:
                 if row.rule in self._resting or row.id in self.calls:
@@ -250,6 +251,7 @@ class Acting:
         crash_point("after_action_intent")
         for row, rule, action in called:
             self._start(msgspec.structs.replace(row, touched_us=now_us), rule, action)
+        self._starting = []
 
     def _decided(self, row: Row, rule: Rule | None, suppressed: Mapping, attributes: Mapping, now_us: int) -> Action | None:
         """Decide on one action; a mistake in it costs this one, and no other."""
@@ -300,6 +302,7 @@ class Acting:
         hour, day = touches.rule(counted, now_us)
         breakers = self.breakers()
         person = row.recipient if rule.action.to_person else ""
+        under_way = [by for who, id, by in self.under_way_now() if who == row.recipient and id != row.id] if row.recipient else []
         mailed = person and breakers.providers and (breakers.mailing is None or way in breakers.mailing)
         facts = Facts(
             now_us=now_us, approved=row.approved, suppressed=suppressed.get(row.recipient, ""), held=self.hold.text(),
@@ -309,12 +312,20 @@ class Acting:
             times_us=touches.times_us(row.recipient, counted, now_us, limits.window_us) if limits.window_us else (),
             person=touches.person(person, now_us) if person and self.radius.person_per_day else 0,
             rule_hour=hour, rule_day=day, people=touches.people(ALL, now_us), people_way=touches.people(way, now_us),
-            among=touches.among(ALL, row.recipient, now_us), among_way=touches.among(way, row.recipient, now_us),
+            among=touches.among(ALL, row.recipient, now_us, len(under_way)),
+            among_way=touches.among(way, row.recipient, now_us, under_way.count(way)),
         )  # fmt: skip
         return Case(
             fired=row.fired, limits=limits, way=way, to_person=rule.action.to_person, autonomy=rule.autonomy, radius=self.radius,
             facts=facts,
         )  # fmt: skip
+
+    def under_way_now(self) -> Iterator[tuple[str, str, str]]:
+        """Yield whom calls are about whose end is not noted, with action and way out."""
+        for id, call in self.calls.items():
+            yield call.row.recipient, id, call.way
+        for row, _, action in self._starting:
+            yield row.recipient, row.id, action.way
 
     # -- calls -------------------------------------------------------------------------------------------------------------------
 
