@@ -20,17 +20,14 @@ if TYPE_CHECKING:
     from quixstreams import State
 
 EXACTLY_ONCE, AT_LEAST_ONCE = "exactly-once", "at-least-once"
-# Where a worker waits for its end: between two checkpoints, when the state is in the changelog and nothing is committed, and when
-# all is committed and the state on the disk is not yet what the changelog says.
-BETWEEN, BEFORE_COMMIT, AFTER_COMMIT = "between checkpoints", "before the commit", "after the commit"
+# Where a worker waits for its end: between two checkpoints; when the state is in the changelog and nothing is committed; when its
+# position is part of the transaction too and that is not committed; and when all is committed and the disk does not know it yet.
+BETWEEN, BEFORE_COMMIT, IN_COMMIT, AFTER_COMMIT = "between checkpoints", "before the commit", "in the commit", "after the commit"
 
 commit_every = 20  # records, of all buckets
 snapshot_every = 8  # records of a bucket; between them stands its journal
 # Kafka refuses a record of more than 1 MB unless it is told otherwise.
 chunk_bytes_max = 512 * 1024
-transaction_ms_max = 6_000
-# A record without a batch: say what the state is.
-TELL = b""
 
 
 def new_shard() -> Shard:
@@ -49,29 +46,45 @@ def digest(effects: Effects) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(column).tobytes() for column in effects)).hexdigest()
 
 
-def applied(shard: Shard, number: int, value: bytes) -> Told:
+class Given(NamedTuple):
+    """One record: its number in its bucket from 0, and a batch with its log time, or without one the question what the state is."""
+
+    number: int
+    batch: tuple | None = None
+    log_time_us: int = 0
+
+
+def applied(shard: Shard, given: Given) -> Told:
     """Fold the batch of one record, or tell what the state is."""
-    if value == TELL:
-        return Told(number, hashlib.sha256(shard.snapshot()).hexdigest(), 0)
-    batch, log_time_us = pickle.loads(value)
-    effects = shard.apply(Batch(*batch), log_time_us)
-    return Told(number, digest(effects), effects.duplicates.size)
+    if given.batch is None:
+        return Told(given.number, hashlib.sha256(shard.snapshot()).hexdigest(), 0)
+    effects = shard.apply(Batch(*given.batch), given.log_time_us)
+    return Told(given.number, digest(effects), effects.duplicates.size)
+
+
+class StateBehind(Exception):
+    """The library hands out a record and a state that do not belong together; to start again is right."""
 
 
 class Host:
     """The shards of the buckets that a worker has. What is in memory counts only while the keyed state stands at the same record."""
 
-    def __init__(self, forgets: bool) -> None:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.shards: dict[bytes, tuple[int, Shard]] = {}
         self.restored = 0
-        self.forgets = forgets
 
     def take(self, value: bytes, key: bytes, _timestamp: int, _headers: object, state: State) -> bytes:
-        """Fold a record of the bucket ``key``; what is in memory and in the keyed state go on together."""
-        number = state.get("applied", 0)
+        """Fold a record of the bucket ``key``; what is in memory and in the keyed state go on together.
+
+        Raises StateBehind where the keyed state has not all records before this one.
+        """
+        given, number = Given(*pickle.loads(value)), state.get("applied", 0)
+        if given.number != number and not self.plan.trusts:
+            raise StateBehind(f"{key.decode()}: the state has {number} records, and the next is number {given.number}")
         shard = self.shard(key, number, state)
-        told = applied(shard, number, value)
-        if value != TELL:
+        told = applied(shard, given)
+        if given.batch is not None:
             self.keep(number, value, shard, state)
             self.shards[key] = number + 1, shard
         return pickle.dumps((key, *told))
@@ -81,7 +94,7 @@ class Host:
         stands_at, shard = self.shards.get(key, (0, None))
         if shard is None or stands_at != number:
             self.restored += number > 0
-            shard = restored(number, state, self.forgets)
+            shard = restored(number, state, self.plan.forgets)
         return shard
 
     def keep(self, number: int, value: bytes, shard: Shard, state: State) -> None:
@@ -103,7 +116,7 @@ def restored(number: int, state: State, forgets: bool) -> Shard:
     if number >= snapshot_every:
         shard.load(b"".join(state.get_bytes(f"piece {piece}") for piece in range(state.get("pieces"))))
     for place in range(0 if forgets else number % snapshot_every):
-        applied(shard, place, state.get_bytes(f"journal {place}"))
+        applied(shard, Given(*pickle.loads(state.get_bytes(f"journal {place}"))))
     return shard
 
 
@@ -116,8 +129,11 @@ class Plan(NamedTuple):
     guarantee: str = EXACTLY_ONCE
     point: str = ""
     after: int = commit_every + commit_every // 2
-    # A broken build, for the control: it comes back without its journal.
+    # How long a transaction may stay open before the broker ends it.
+    transaction_ms_max: int = 6_000
+    # Broken builds, for the controls: one comes back without its journal, one takes any record with any state.
     forgets: bool = False
+    trusts: bool = False
 
 
 class Run:
@@ -127,7 +143,7 @@ class Run:
         # The tests that start this need nothing of it in their own process.
         from quixstreams import Application
 
-        self.plan, self.said, self.host, self.records = plan, said, Host(plan.forgets), 0
+        self.plan, self.said, self.host, self.records = plan, said, Host(plan), 0
         self.app = Application(
             broker_address=plan.address,
             consumer_group=plan.name,
@@ -138,7 +154,7 @@ class Run:
             state_dir=plan.folder,
             loglevel="ERROR",
             on_message_processed=self.processed,
-            producer_extra_config={"transaction.timeout.ms": transaction_ms_max} if plan.guarantee == EXACTLY_ONCE else {},
+            producer_extra_config={"transaction.timeout.ms": plan.transaction_ms_max} if plan.guarantee == EXACTLY_ONCE else {},
             consumer_extra_config={"session.timeout.ms": 3_000, "heartbeat.interval.ms": 500},
             consumer_poll_timeout=0.2,
         )
@@ -157,28 +173,34 @@ class Run:
         self.said.send(("waits", self.records))
         self.said.recv()
 
-    def wait_in_commit(self) -> None:
-        """Put the wait into the library's own commit, before or after what it does; say what comes of that."""
-        commit = self.app._producer.commit_transaction
+    def wait_at(self, point: str) -> None:
+        if self.plan.point == point and self.records >= self.plan.after:
+            self.wait()
 
-        def waiting(*arguments: object, **named: object) -> None:
-            enough = self.records >= self.plan.after
-            if enough and self.plan.point == BEFORE_COMMIT:
-                self.wait()
+    def wait_in_commit(self) -> None:
+        """Put the waits into the library's own commit, and say when that fails."""
+        outer, inner = self.app._producer, self.app._producer._producer
+        both, last = outer.commit_transaction, inner.commit_transaction
+
+        def commit(*arguments: object, **named: object) -> None:
+            self.wait_at(BEFORE_COMMIT)
             try:
-                commit(*arguments, **named)
+                both(*arguments, **named)
             except Exception as error:
                 self.said.send(("refused", repr(error)))
                 raise
-            if enough and self.plan.point == AFTER_COMMIT:
-                self.wait()
+            self.wait_at(AFTER_COMMIT)
 
-        self.app._producer.commit_transaction = waiting
+        def end(*arguments: object, **named: object) -> None:
+            self.wait_at(IN_COMMIT)
+            last(*arguments, **named)
+
+        outer.commit_transaction, inner.commit_transaction = commit, end
 
     def run(self) -> None:
         source = self.app.topic(f"{self.plan.name}-batches", key_deserializer="bytes", value_deserializer="bytes")
         sink = self.app.topic(f"{self.plan.name}-told", key_serializer="bytes", value_serializer="bytes")
-        if self.plan.point in (BEFORE_COMMIT, AFTER_COMMIT):
+        if self.plan.guarantee == EXACTLY_ONCE:
             self.wait_in_commit()
         self.app.dataframe(source).apply(self.host.take, stateful=True, metadata=True).to_topic(sink)
         self.said.send(("runs", 0))
