@@ -16,7 +16,7 @@ from broker import Broker
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from hosted_shard import AFTER_COMMIT, AT_LEAST_ONCE, BEFORE_COMMIT, BETWEEN, IN_COMMIT, Given, Hosted, Plan, Told, applied, new_shard
 from loopback import wait_until
-from reading import UNCOMMITTED, end_offsets, read_all
+from reading import COMMITTED, UNCOMMITTED, end_offsets, read_all
 
 from bench.feed import Feed
 from midflight.log.record import Record
@@ -303,5 +303,14 @@ def test_workers_outlive_a_killed_broker(
     broker.start()
     again = supervised(start, broker, plan, worker)
     print(f"after the broker's death the worker was started again {again} times")
-    wait_until(lambda: at_the_end(broker, plan.name, batches), "all can be read")
+    wait_until(lambda: all_ended(broker, plan.name), f"every transaction ended, {ends(broker, plan.name)}", start_s_max)
+    wait_until(lambda: at_the_end(broker, plan.name, batches), f"all can be read, {ends(broker, plan.name)}")
     assert told_by(broker, plan.name) == alone
+
+
+def ends(broker: Broker, name: str) -> str:
+    """Say where the topics of a group end for the two kinds of readers, for a failure's message."""
+    found = {
+        topic: [end_offsets(broker.address, f"{name}-{topic}", kind) for kind in (COMMITTED, UNCOMMITTED)] for topic in ("batches", "told")
+    }
+    return f"committed and uncommitted ends: {found}"

@@ -71,6 +71,7 @@ def test_records_acknowledged_by_nobody_are_lost_when_the_broker_is_killed(broke
     sending = Sending(broker, broker.make_topic("unheard"), {"acks": 0})
     sending.send(0, 100)
     sending.flush()
+    wait_until(lambda: len(times_there(broker, "unheard")) == 100, "what was sent first is there")
     broker.pause()
     sending.send(100, 200)
     sending.flush()
