@@ -119,6 +119,18 @@ def test_no_answers_change_nothing() -> None:
         assert allowed.stage == PROBING and allowed.share == 0 and allowed.messages_max <= SETTINGS.probe_messages_max
 
 
+def test_messages_that_nobody_answers_keep_no_probe_open() -> None:
+    """Of what is sent one in three is never answered: it is judged all the same, by as many answers as ever."""
+    state, used = State(stage=PROBING, stage_at_us=0, correlation=0.02), 0
+    for at in range(0, 12 * 60 * minute, minute):
+        count = max(0, min(6, decision(state, SETTINGS).messages_max - used))
+        used += count
+        state, allowed = step(state, Look(at_us=at, answered=count * 2 // 3, bounced=int(used % 60 == 6)), SETTINGS)
+        if allowed.stage != PROBING:
+            break
+    assert state.stage in (HELD, RETURNING) and used <= 2 * SETTINGS.probe_messages_max
+
+
 @pytest.mark.parametrize("stage", [NORMAL, HELD, PROBING, RETURNING])
 def test_a_hold_by_hand_stays_until_it_is_released(stage: str) -> None:
     """No time, no answers and no alarm end a hold by hand; a release leads to a probe, or to normal if that is said."""

@@ -135,7 +135,7 @@ def decision(state: State, settings: Settings | None = None) -> Decision:
         return Decision(stage=HELD, share=0.0, messages_max=0, until_us=until, evidence=evidence, text=text)
     if state.stage == PROBING:
         text = f"A few messages go out to see whether it is over: {seen}"
-        allowed = min(settings.probe_messages * (1 + state.step), settings.probe_messages_max)
+        allowed = min(settings.probe_messages * (1 + state.step), 2 * settings.probe_messages_max)
         return Decision(stage=PROBING, share=0.0, messages_max=allowed, until_us=0, evidence=evidence, text=text)
     if state.stage == RETURNING:
         share = settings.shares[state.step]
@@ -180,8 +180,11 @@ def _judged(state: State, at_us: int, settings: Settings) -> State:
             # Neither good nor bad after all that was allowed: not good.
             return _held(state, again, at_us, settings)
         waited = (at_us - state.stage_at_us) // settings.probe_us
-        steps = math.ceil(settings.probe_messages_max / settings.probe_messages) - 1
-        return msgspec.structs.replace(state, step=int(min(steps, waited)))
+        steps = math.ceil(settings.probe_messages_max / settings.probe_messages)
+        if state.answered >= settings.probe_messages_max // 2:
+            # Not every message is ever answered: for those that are missing others go, or it would wait for them for ever.
+            steps *= 2
+        return msgspec.structs.replace(state, step=int(min(steps - 1, waited)))
     if evidence > -limit or at_us < state.stage_at_us + settings.step_us:
         return state
     if state.step + 1 < len(settings.shares):
